@@ -1,0 +1,38 @@
+"""Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
+
+from ppl import distributions, errors, estimators
+from ppl.inference.optimize import Fit, maximize, minimize
+from ppl.program import Bound, Program, deterministic, factor, plate, program, sample, subsample, unnormalized
+from ppl.transforms.compare import check_family
+from ppl.transforms.expectation import Expectation, expectation
+from ppl.transforms.log_density import log_density
+from ppl.transforms.seed import seed
+from ppl.transforms.shapes import trace_shapes
+from ppl.transforms.simulate import simulate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bound",
+    "Expectation",
+    "Fit",
+    "Program",
+    "check_family",
+    "deterministic",
+    "distributions",
+    "errors",
+    "estimators",
+    "expectation",
+    "factor",
+    "log_density",
+    "maximize",
+    "minimize",
+    "plate",
+    "program",
+    "sample",
+    "seed",
+    "simulate",
+    "subsample",
+    "trace_shapes",
+    "unnormalized",
+]

@@ -1,0 +1,82 @@
+"""Every error `ppl` raises on purpose, each with its own type.
+
+A message names the address, the user's source line where there is one, what was found, and what to do instead.
+"""
+
+from __future__ import annotations
+
+
+class PPLError(Exception):
+    """Base class of all errors raised by `ppl`."""
+
+
+class DuplicateAddressError(PPLError):
+    """Two sites of one program share an address, or one address lies inside another."""
+
+
+class MissingAddressError(PPLError):
+    """A trace lacks a value that the program needs."""
+
+
+class UnknownAddressError(PPLError):
+    """A trace or a method of a bound program names an address that the program does not have."""
+
+
+class ValueShapeError(PPLError):
+    """A value given for an address has another shape than its distribution."""
+
+
+class ValueDtypeError(PPLError):
+    """A value given for an address has a dtype that its distribution cannot take."""
+
+
+class ObservationShapeError(ValueShapeError):
+    """An observation has another shape than its distribution. Nothing is broadcast silently."""
+
+
+class SupportError(PPLError):
+    """A value lies outside the support of its distribution."""
+
+
+class OutsideProgramError(PPLError):
+    """`ppl.sample` (or `factor`, `deterministic`) was executed outside of any program."""
+
+
+class UntransformedSiteError(PPLError):
+    """A function with random choices in it was compiled without a transformation to say what they mean."""
+
+
+class DifferentiationError(PPLError):
+    """Plain automatic differentiation reached a random choice. `ppl.expectation` differentiates those."""
+
+
+class ModelFamilyMismatchError(PPLError):
+    """A model and a variational family disagree on their latent variables or on the supports of these."""
+
+
+class UnsupportedPrimitiveError(PPLError):
+    """A JAX primitive holds a site in its body, and no transformation knows what that means."""
+
+
+class WhileLoopDensityError(PPLError):
+    """A density was asked for of a site in a `while_loop`, whose number of iterations is unknown."""
+
+
+class NoSamplerError(PPLError):
+    """A distribution or program has a density and no sampler."""
+
+
+class EstimatorError(PPLError):
+    """A gradient estimator cannot serve the distribution or the construct it was asked to serve."""
+
+
+class ObjectiveError(PPLError):
+    """An objective does not return one real number, or states a density where only a value makes sense."""
+
+
+class MissingParameterError(PPLError):
+    """A NumPyro `param` statement got no value."""
+
+
+class NumPyroError(PPLError):
+    """A NumPyro model uses a feature that has no right translation."""

@@ -1,0 +1,65 @@
+"""Pathwise gradients: the value is a differentiable function of noise and parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpyro.distributions as dist
+
+from ppl.estimators.protocol import Particle
+from ppl.site import Site
+
+# Pathwise derivatives through NumPyro's samplers, explicit or implicit, that have been compared with exact gradients
+# (tests/test_pathwise.py). `has_rsample` alone does not say: mixtures drop the gradient of their weights.
+PATHWISE = frozenset(
+    "Normal Gamma Beta BetaProportion Dirichlet InverseGamma Chi2 StudentT MultivariateStudentT Weibull Kumaraswamy Gompertz "
+    "Laplace AsymmetricLaplace Logistic Gumbel Cauchy HalfCauchy HalfNormal LogNormal LogUniform Exponential "
+    "LKJ LKJCholesky MultivariateNormal LowRankMultivariateNormal MatrixNormal GaussianRandomWalk Uniform Pareto "
+    "RelaxedBernoulli RelaxedBernoulliLogits "
+    "LeftTruncatedDistribution RightTruncatedDistribution TwoSidedTruncatedDistribution".split()
+)
+
+
+def pathwise(distribution: Any) -> bool:
+    """Whether draws of the distribution have right pathwise derivatives in all of its parameters."""
+    if isinstance(distribution, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        return pathwise(distribution.base_dist)
+    kind = type(distribution)
+    if kind.__name__ in PATHWISE or kind is dist.Delta:
+        return not hasattr(distribution, "base_dist") or kind.__name__ not in TRUNCATED or pathwise(distribution.base_dist)
+    if kind is dist.TransformedDistribution:
+        return pathwise(distribution.base_dist)
+    if kind.__module__.startswith("numpyro."):
+        return False
+    return bool(distribution.has_rsample)
+
+
+TRUNCATED = ("LeftTruncatedDistribution", "RightTruncatedDistribution", "TwoSidedTruncatedDistribution")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reparameterize:
+    """`x = g(noise, theta)`, weight one (Kingma and Welling 2014; implicitly, Figurnov et al. 2018).
+
+    Unbiased where the rest of the objective is continuous in the value.
+
+    Example:
+        >>> import jax, ppl, ppl.distributions as dist
+        >>> @ppl.expectation
+        ... def double(mean):
+        ...     return 2.0 * ppl.sample("x", dist.Normal(mean, 1.0), estimator=ppl.estimators.Reparameterize())
+        >>> float(double.grad(jax.random.key(0), 3.0))
+        2.0
+    """
+
+    unbiased: bool = dataclasses.field(default=True, init=False)
+    weighted: bool = dataclasses.field(default=False, init=False)
+
+    def refuses(self, distribution: Any, site: Site) -> str | None:
+        if pathwise(distribution):
+            return None
+        return f"draws of {site.distribution_name} have no right pathwise derivative in all of its parameters"
+
+    def particle(self, key: Any, distribution: Any) -> Particle:
+        return Particle(distribution.sample(key))

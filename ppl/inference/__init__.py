@@ -1,0 +1,1 @@
+"""Running an objective to an optimum, and what comes after."""

@@ -1,0 +1,176 @@
+"""`maximize` and `minimize`: stochastic gradient steps on an expectation, in compiled chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import weakref
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from ppl import errors
+from ppl.transforms.expectation import Expectation
+from ppl.transforms.partition import combine, partition
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The end of an optimization.
+
+    Attributes:
+        params: the parameters, in the structure they came in.
+        history: the estimate of the objective at each step, shape `(steps,)`.
+        optimizer_state: optax's, to go on from.
+    """
+
+    params: Any
+    history: np.ndarray
+    optimizer_state: Any
+
+    def __repr__(self) -> str:
+        tail = self.history[-max(1, len(self.history) // 10) :]
+        return f"Fit(steps={len(self.history)}, objective={tail.mean():.4f} (mean of the last {len(tail)} steps))"
+
+
+def maximize(objective: Expectation, params: Any, key: Any, *args: Any, **options: Any) -> Fit:
+    """Maximize an objective over its first argument by stochastic gradient ascent.
+
+    Args:
+        objective: an expectation; called as `objective(params, *args)`.
+        params: initial parameters, any pytree. Leaves that are no floating-point arrays stay as they are.
+        key: a PRNG key; the run is a pure function of it.
+        *args: further arguments of the objective (data), not optimized.
+        optimizer: an optax gradient transformation.
+        steps: number of steps.
+        samples: independent repetitions of the objective averaged at each step.
+        chunk: steps run in one compiled call; the bar moves between calls.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A `Fit`.
+
+    Raises:
+        ObjectiveError: there is nothing to train, or the objective is not finite at a step.
+
+    Example:
+        >>> import jax, optax, ppl, ppl.distributions as dist
+        >>> @ppl.expectation
+        ... def objective(x):
+        ...     return -(x - ppl.sample("target", dist.Normal(3.0, 0.1))) ** 2
+        >>> fit = ppl.maximize(objective, 0.0, jax.random.key(0), optimizer=optax.sgd(0.1), steps=100, progress=False)
+        >>> bool(abs(fit.params - 3.0) < 0.2)
+        True
+    """
+    return _run(objective, params, key, args, sign=-1.0, **options)
+
+
+def minimize(objective: Expectation, params: Any, key: Any, *args: Any, **options: Any) -> Fit:
+    """Minimize an objective over its first argument. Everything else is as in `maximize`."""
+    return _run(objective, params, key, args, sign=1.0, **options)
+
+
+def _run(
+    objective: Expectation,
+    params: Any,
+    key: Any,
+    args: tuple[Any, ...],
+    *,
+    sign: float,
+    optimizer: Any,
+    steps: int,
+    samples: int | None = None,
+    chunk: int = 500,
+    progress: bool = True,
+) -> Fit:
+    arrays, rest = partition(params)
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    if not jax.tree.leaves(arrays):
+        raise errors.ObjectiveError("the parameters have no floating-point array to optimize")
+    if steps < 1 or chunk < 1:
+        raise errors.ObjectiveError(f"steps and chunk must be at least 1, got {steps} and {chunk}")
+    data, static = _split_arrays(args)
+    fixed_arrays, fixed = _split_arrays(rest)
+    advance = _compiled(objective, optimizer, sign, samples, min(chunk, steps), (fixed, static))
+    state = optimizer.init(arrays)
+    history: list[np.ndarray] = []
+    with tqdm(total=steps, disable=not progress, unit="step") as bar:
+        for start in range(0, steps, chunk):
+            count = min(chunk, steps - start)
+            arrays, state, values = advance(arrays, state, key, start, count, fixed_arrays, data)
+            history.append(np.asarray(values)[:count])
+            bar.update(count)
+            bar.set_postfix_str(f"objective {history[-1].mean():.4f}")
+            _refuse_non_finite(objective, history[-1], start)
+    return Fit(combine(arrays, rest), np.concatenate(history), state)
+
+
+def _refuse_non_finite(objective: Expectation, values: np.ndarray, start: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise errors.ObjectiveError(
+            f"the objective {objective.__name__!r} was {values[bad[0]]} at step {start + bad[0]}. "  # type: ignore[attr-defined]
+            "Lower the learning rate, or look for a scale that reaches zero or a value that leaves its support."
+        )
+
+
+def _split_arrays(tree: Any) -> tuple[Any, _Static]:
+    """Arrays, to be passed to a compiled function, and everything else, to be compiled in."""
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
+    rest = tuple(None if array is not None else leaf for array, leaf in zip(arrays, leaves, strict=True))
+    return arrays, _Static(structure, rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    structure: Any
+    leaves: tuple[Any, ...]
+
+    def join(self, arrays: list[Any]) -> Any:
+        leaves = [fixed if array is None else array for array, fixed in zip(arrays, self.leaves, strict=True)]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+_loops: weakref.WeakKeyDictionary[Expectation, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def _compiled(objective: Expectation, *settings: Any) -> Any:
+    """The compiled loop, kept with its objective so that a second call with the same settings compiles nothing."""
+    loops = _loops.setdefault(objective, {})
+    try:
+        if settings not in loops:
+            loops[settings] = _loop(objective, *settings)
+        return loops[settings]
+    except TypeError:  # a setting that cannot be hashed
+        return _loop(objective, *settings)
+
+
+def _loop(
+    objective: Expectation, optimizer: Any, sign: float, samples: int | None, chunk: int, static: tuple[_Static, _Static]
+) -> Any:
+    fixed, arguments = static
+    function = weakref.ref(objective)
+
+    @functools.partial(jax.jit, donate_argnums=(1,))
+    def advance(arrays: Any, state: Any, key: Any, start: Any, count: Any, fixed_arrays: Any, data: Any) -> Any:
+        rest, args = fixed.join(fixed_arrays), arguments.join(data)
+        target = function()
+        assert target is not None
+
+        def step(i: Any, carry: Any) -> Any:
+            arrays, state, values = carry
+            params = combine(arrays, rest)
+            value, grads = target.value_and_grad(jax.random.fold_in(key, start + i), params, *args, samples=samples)
+            grads = jax.tree.map(lambda g: sign * g, grads)
+            updates, state = optimizer.update(grads, state, arrays)
+            arrays = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), arrays, updates)
+            return arrays, state, values.at[i].set(value)
+
+        values = jnp.zeros(chunk, jnp.result_type(float))
+        return jax.lax.fori_loop(0, count, step, (arrays, state, values))
+
+    return advance

@@ -1,0 +1,461 @@
+"""What users write: programs, and the statements in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from ppl import errors
+from ppl.address import flatten, parse
+from ppl.site import (
+    DETERMINISTIC,
+    FACTOR,
+    OBSERVED,
+    SAMPLE,
+    SUBSAMPLE,
+    Address,
+    Operands,
+    PlateAxis,
+    Site,
+    bind,
+    rebind,
+    user_frame,
+)
+from ppl.transforms.interpret import run_staged
+from ppl.transforms.log_density import log_density
+from ppl.transforms.modify import Modification, prepare
+from ppl.transforms.seed import Seed, seed
+from ppl.transforms.simulate import simulate
+from ppl.transforms.stage import Located
+from ppl.transforms.values import check_value
+
+
+class Program:
+    """A probabilistic program. Calling it binds its arguments; nothing runs yet."""
+
+    def __init__(self, function: Callable[..., Any]):
+        if not callable(function):
+            raise TypeError(f"a program is made from a function, got {function!r}")
+        self.function = function
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Bound:
+        return Bound(self.function, args, kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Program:
+        return self if instance is None else Program(functools.partial(self.function, instance))
+
+    def __repr__(self) -> str:
+        return f"program({_name(self.function)})"
+
+
+def program(function: Callable[..., Any]) -> Program:
+    """Make a probabilistic program of a function whose body may call `ppl.sample`.
+
+    Functions, methods, closures, `functools.partial` objects and callable modules all work. Arguments and results are any pytrees.
+
+    Example:
+        >>> import jax, ppl, ppl.distributions as dist
+        >>> @ppl.program
+        ... def model(scale):
+        ...     return ppl.sample("x", dist.Normal(0.0, scale))
+        >>> trace, log_p = model(2.0).simulate(jax.random.key(0))
+        >>> sorted(trace)
+        ['x']
+    """
+    return Program(function)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bound:
+    """A program with its arguments. Each method returns a new bound program, or asks something of this one.
+
+    Values are given by address, as keyword arguments or in one nested dict; `"sub/x"` reaches into a program called
+    inside, and so does `sub={"x": ...}`.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    modifications: tuple[Modification, ...] = ()
+
+    def condition(self, values: Mapping[str, Any] | None = None, /, **by_address: Any) -> Bound:
+        """Observe values: they count in the density and are no longer latent."""
+        return self._modified("condition", flatten({**(values or {}), **by_address}))
+
+    def intervene(self, values: Mapping[str, Any] | None = None, /, **by_address: Any) -> Bound:
+        """Pearl's do: the sites take these values, whatever their distributions, and do not count in the density."""
+        return self._modified("intervene", flatten({**(values or {}), **by_address}))
+
+    def substitute(self, values: Mapping[str, Any] | None = None, /, **by_address: Any) -> Bound:
+        """The latent sites take these values where they would be drawn; they stay latent and count in the density."""
+        return self._modified("substitute", flatten({**(values or {}), **by_address}))
+
+    def scale(self, factor: Any = None, /, **by_address: Any) -> Bound:
+        """Multiply costs (log densities) by a factor: all of the program's, or those at some addresses.
+
+        It never multiplies the scores that gradient estimators use.
+        """
+        return self._modified("scale", _targets(factor, by_address, "a factor"))
+
+    def mask(self, mask: Any = None, /, **by_address: Any) -> Bound:
+        """Count only the sites, or the elements of sites, where the mask is true."""
+        return self._modified("mask", _targets(mask, by_address, "a mask"))
+
+    def detach(self, *addresses: str) -> Bound:
+        """No gradient flows through the sampling of these sites (of all, if none is named)."""
+        return self._modified("detach", {parse(a): True for a in addresses} or {(): True})
+
+    def with_estimators(self, estimators: Any = None, /, **by_address: Any) -> Bound:
+        """Choose gradient estimators: one for all sites, a dict by address or prefix, or keyword arguments."""
+        if isinstance(estimators, Mapping):
+            by_address, estimators = {**estimators, **by_address}, None
+        return self._modified("with_estimators", _targets(estimators, by_address, "an estimator"))
+
+    def log_density(self, trace: Any) -> Any:
+        """See `ppl.log_density`."""
+        return log_density(self, trace)
+
+    def simulate(self, key: Any) -> tuple[Any, Any]:
+        """A trace drawn with a key, and its log density in nats. See `ppl.simulate`."""
+        return seed(simulate)(key, self)
+
+    def sample(self, key: Any) -> Any:
+        """The program's result, drawn with a key. Works for programs without a density too (`while_loop`)."""
+        return seed(lambda: inline(self, ()))(key)
+
+    def _modified(self, verb: str, values: dict[Address, Any]) -> Bound:
+        if not values:
+            raise TypeError(f"{verb} needs a value for at least one address")
+        return dataclasses.replace(self, modifications=(*self.modifications, Modification(verb, values)))
+
+    def __repr__(self) -> str:
+        verbs = "".join(f".{m.verb}(...)" for m in self.modifications)
+        return f"{_name(self.function)}(...){verbs}"
+
+
+def _targets(everywhere: Any, by_address: Mapping[str, Any], what: str) -> dict[Address, Any]:
+    if (everywhere is None) == (not by_address):
+        raise TypeError(f"give either {what} for the whole program, or one for each of some addresses")
+    return {(): everywhere} if everywhere is not None else {parse(a): v for a, v in by_address.items()}
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", None) or type(getattr(function, "func", function)).__name__
+
+
+def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any = None) -> Any:
+    """Draw a value at an address, or run a program there.
+
+    Args:
+        address: unique in the program; `"a/b"` nests.
+        distribution: a NumPyro distribution, or a bound program, whose trace then nests under the address.
+        obs: an observed value, of exactly the distribution's shape (for a program: a nested dict of them).
+        estimator: the gradient estimator of this site; chosen automatically if None.
+
+    Returns:
+        The value, `distribution.shape()`, or the program's result.
+
+    Raises:
+        DuplicateAddressError: the address is taken (raised where the program is used).
+        ObservationShapeError, ValueDtypeError, SupportError: `obs` does not fit the distribution.
+
+    Example:
+        >>> import jax, ppl, ppl.distributions as dist
+        >>> @ppl.program
+        ... def inner():
+        ...     return ppl.sample("x", dist.Normal(0.0, 1.0))
+        >>> @ppl.program
+        ... def outer():
+        ...     mean = ppl.sample("first", inner()) + ppl.sample("second", inner())
+        ...     ppl.sample("y", dist.Normal(mean, 1.0), obs=3.0)
+        >>> jax.tree.structure(outer().simulate(jax.random.key(1))[0])
+        PyTreeDef({'first': {'x': *}, 'second': {'x': *}})
+    """
+    path = parse(address)
+    if isinstance(distribution, Bound):
+        bound = distribution if obs is None else distribution.condition(obs)
+        bound = bound if estimator is None else bound.with_estimators(estimator)
+        return inline(bound, path)
+    where = user_frame()
+    if isinstance(distribution, Program):
+        raise TypeError(f"{distribution!r} at {address!r} is not bound: call it with its arguments.\n  {where}")
+    if not isinstance(distribution, dist.Distribution):
+        raise TypeError(
+            f"{address!r} needs a NumPyro distribution or a bound program, got {type(distribution).__name__}.\n  {where}"
+        )
+    mask = None
+    if isinstance(distribution, dist.MaskedDistribution):
+        distribution, mask = distribution.base_dist, distribution._mask
+    leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask))
+    support, moving = _support(distribution)
+    site = Site(
+        address=path,
+        kind=SAMPLE,
+        tree=tree,
+        shape=tuple(distribution.shape()),
+        dtype=_draw_dtype(distribution),
+        support=support,
+        where=where,
+        distribution_name=_distribution_name(distribution),
+        event_dim=distribution.event_dim,
+        estimator=estimator,
+        moving_support=moving,
+    )
+    if obs is not None:
+        value = check_value(obs, site, site.shape, observed=True, mask=mask)
+        leaves, tree = jax.tree.flatten(Operands(distribution=distribution, value=value, mask=mask))
+        site = site.replace(kind=OBSERVED, tree=tree)
+    return bind(site, leaves)
+
+
+def _distribution_name(distribution: Any) -> str:
+    while isinstance(distribution, dist.Independent | dist.ExpandedDistribution):
+        distribution = distribution.base_dist
+    name = type(distribution).__name__
+    for suffix in ("Probs", "Logits"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _support(distribution: Any) -> tuple[Any, bool]:
+    """The support, if it holds no traced values, and whether a continuous one moves with traced values."""
+    try:
+        support = distribution.support
+    except NotImplementedError:
+        return None, False
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(support)):
+        return None, not support.is_discrete
+    return support, False
+
+
+@functools.lru_cache(maxsize=4096)
+def _drawn(tree: Any, avals: tuple[Any, ...]) -> Any:
+    def draw(leaves: Any, key: Any) -> Any:
+        return jax.tree.unflatten(tree, leaves).sample(key)
+
+    return jax.eval_shape(draw, [jax.ShapeDtypeStruct(*aval) for aval in avals], jax.random.key(0)).dtype
+
+
+def _draw_dtype(distribution: Any) -> Any:
+    if isinstance(distribution, dist.ImproperUniform):
+        return jnp.result_type(int if distribution.support.is_discrete else float)
+    leaves, tree = jax.tree.flatten(distribution)
+    avals = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    try:
+        hash(tree)
+    except TypeError:
+        return _drawn.__wrapped__(tree, avals)
+    return _drawn(tree, avals)
+
+
+def factor(name: str, log_weight: Any) -> None:
+    """Add `log_weight` (a scalar in nats, or an array to be summed) to the program's log density.
+
+    Example:
+        >>> import ppl
+        >>> @ppl.program
+        ... def penalty():
+        ...     ppl.factor("ridge", -2.5)
+        >>> float(ppl.log_density(penalty(), {}))
+        -2.5
+    """
+    _value_site(name, FACTOR, log_weight)
+
+
+def deterministic(name: str, value: Any) -> Any:
+    """Put a computed array into the trace under a name, and return it. It has no density.
+
+    Example:
+        >>> import jax, ppl
+        >>> @ppl.program
+        ... def named():
+        ...     ppl.deterministic("two", 2.0)
+        >>> float(named().simulate(jax.random.key(0))[0]["two"])
+        2.0
+    """
+    return _value_site(name, DETERMINISTIC, value)
+
+
+def _value_site(name: str, kind: str, value: Any) -> Any:
+    where = user_frame()
+    try:
+        value = jnp.asarray(value)
+    except TypeError as error:
+        raise errors.ValueDtypeError(f"the value of {name!r} is no array: {value!r}.\n  {where}") from error
+    leaves, tree = jax.tree.flatten(Operands(value=value))
+    return bind(Site(parse(name), kind, tree, value.shape, value.dtype, None, where), leaves)
+
+
+def plate(
+    name: str, function: Callable[..., Any], *, size: int | None = None, in_axes: Any = 0, out_axes: Any = 0
+) -> Callable[..., Any]:
+    """Map a function with sites in its body over a batch, as `jax.vmap` does, under a name.
+
+    With `size`, the batch is a random subsample of a population of that many: the costs of the sites inside are
+    multiplied by `size` over the length of the batch.
+
+    Args:
+        name: what the plate is called in tables and pictures.
+        function: of one element of the batch.
+        size: number of elements in the population, at least the length of the batch.
+        in_axes, out_axes: as in `jax.vmap`.
+
+    Example:
+        >>> import jax.numpy as jnp, ppl, ppl.distributions as dist
+        >>> @ppl.program
+        ... def model(batch):
+        ...     mean = ppl.sample("mean", dist.Normal(0.0, 1.0))
+        ...     def datum(y):
+        ...         ppl.sample("y", dist.Normal(mean, 1.0), obs=y)
+        ...     ppl.plate("data", datum, size=100)(batch)
+        >>> print(f"{ppl.log_density(model(jnp.zeros(10)), {'mean': 0.0}):.2f}")  # one latent, 100 data
+        -92.81
+    """
+    where = user_frame()
+
+    @functools.wraps(function, updated=())
+    def mapped(*args: Any) -> Any:
+        axes = in_axes if isinstance(in_axes, Sequence) else (in_axes,) * len(args)
+        lengths = {
+            jnp.shape(leaf)[axis]
+            for arg, axis in zip(args, axes, strict=True)
+            if isinstance(axis, int)
+            for leaf in jax.tree.leaves(arg)
+        }
+        if size is not None and any(size < length for length in lengths):
+            raise errors.ValueShapeError(
+                f"the plate {name!r} has size={size} and a batch of {max(lengths)}: a batch is part of its population."
+                f"\n  {where}"
+            )
+        return jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_name=PlateAxis(name, size))(*args)
+
+    return mapped
+
+
+def subsample(name: str, size: int, length: int) -> Any:
+    """Indices of a random subsample without replacement: `length` of `range(size)`, an integer array.
+
+    They are part of the trace, so a model that scores a family's trace uses the family's subsample; without one in the trace
+    it draws its own. They have no density.
+
+    Example:
+        >>> import jax, ppl
+        >>> @ppl.program
+        ... def batch():
+        ...     return ppl.subsample("rows", 100, 5)
+        >>> batch().sample(jax.random.key(0)).shape
+        (5,)
+    """
+    where = user_frame()
+    if not 0 < length <= size:
+        raise errors.ValueShapeError(f"cannot draw {length} of {size} without replacement.\n  {where}")
+    leaves, tree = jax.tree.flatten(Operands(distribution=Choice(size, length)))
+    site = Site(parse(name), SUBSAMPLE, tree, (length,), jnp.result_type(int), None, where, "Choice", 1)
+    return bind(site, leaves)
+
+
+class Choice(dist.Distribution):
+    """Uniform over ordered subsamples without replacement, as indices."""
+
+    support = dist.constraints.nonnegative_integer
+    pytree_aux_fields = ("size", "length")
+
+    def __init__(self, size: int, length: int):
+        self.size, self.length = size, length
+        super().__init__((), (length,))
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        def one(key: Any) -> Any:
+            return jax.random.choice(key, self.size, (self.length,), replace=False)
+
+        return one(key) if not sample_shape else jax.vmap(one)(jax.random.split(key, sample_shape))
+
+    def log_prob(self, value: Any) -> Any:
+        return jnp.zeros(jnp.shape(value)[:-1])
+
+
+class _Inline(Seed):
+    """Put a program's sites into the program that is being traced, under a prefix."""
+
+    def __init__(self, prefix: Address, simulated: bool = False):
+        object.__setattr__(self, "prefix", prefix)
+        object.__setattr__(self, "simulated", simulated)
+
+    def in_lane(self, axis: PlateAxis | None) -> _Inline:
+        return self
+
+    def records(self, located: Located) -> bool:
+        return False
+
+    def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
+        address = (*self.prefix, *site.address)  # type: ignore[attr-defined]
+        simulated = site.simulated or self.simulated  # type: ignore[attr-defined]
+        return rebind(site, leaves, address=address, simulated=simulated), None, None
+
+
+def inline(bound: Bound, prefix: Address) -> Any:
+    """Run a bound program as part of the one that is being traced."""
+    prepared = prepare(bound)
+    return run_staged(prepared.staged, prepared.rule(_Inline(prefix)), prepared.inputs())[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Unnormalized(Bound):
+    """See `unnormalized`."""
+
+    log_rho: Any = None
+
+    def log_density(self, trace: Any) -> Any:
+        if not self.args:
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), trace)
+            return log_density(dataclasses.replace(self, args=(like,)), trace)
+        return log_density(self, trace)
+
+
+def unnormalized(log_rho: Callable[[Any], Any], like: Any = None) -> Bound:
+    """A leaf program whose log density is a function of its value, up to a constant.
+
+    It can be scored, conditioned and used inside other programs, and not drawn.
+
+    Args:
+        log_rho: from a trace (an array, or a nested dict of arrays) to a scalar in nats.
+        like: arrays or `jax.ShapeDtypeStruct`s that say what the value looks like; needed inside other programs.
+            `log_density` takes it from the trace.
+
+    Example:
+        >>> import ppl
+        >>> float(ppl.unnormalized(lambda z: -0.5 * z**2).log_density(2.0))
+        -2.0
+    """
+
+    def leaf(like: Any = None) -> Any:
+        if like is None:
+            raise errors.ValueShapeError(
+                "the shape of an unnormalized program is unknown here: give ppl.unnormalized(log_rho, like=...) a "
+                f"value or jax.ShapeDtypeStruct.\n  {user_frame()}"
+            )
+        where = user_frame()
+        value = jax.tree_util.tree_map_with_path(lambda path, leaf: _free(path, leaf, where), like)
+        _value_site("log_rho", FACTOR, log_rho(value))
+        return value
+
+    return Unnormalized(leaf, () if like is None else (like,), log_rho=log_rho)
+
+
+def _free(path: Any, leaf: Any, where: Any) -> Any:
+    """A latent of any real value, with density one."""
+    address = tuple(part for entry in path for part in parse(entry.key))
+    shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    flat = dist.ImproperUniform(dist.constraints.real, (), shape)
+    leaves, tree = jax.tree.flatten(Operands(distribution=flat))
+    site = Site(address, SAMPLE, tree, shape, dtype, flat.support, where, "ImproperUniform", len(shape))
+    return bind(site, leaves)

@@ -1,0 +1,106 @@
+"""`log_density`: sites take their values from a trace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ppl import errors
+from ppl.address import flatten, suggest
+from ppl.densities import cost, factor_cost
+from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, show
+from ppl.transforms.compare import contains, mismatch_table
+from ppl.transforms.interpret import run_staged
+from ppl.transforms.modify import Prepared, Program, prepare
+from ppl.transforms.simulate import Density, fresh, given_value, origin
+from ppl.transforms.stage import Located, density_addresses
+from ppl.transforms.values import check_value
+
+
+@dataclasses.dataclass(frozen=True)
+class LogDensity(Density):
+    def records(self, located: Located) -> bool:
+        return False
+
+    def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
+        if site.kind == FACTOR:
+            return given_value(site, leaves), None, factor_cost(site, leaves)
+        if site.kind == DETERMINISTIC:
+            return given_value(site, leaves), None, None
+        if site.kind == SUBSAMPLE:
+            return given["trace"] if "trace" in given else fresh(site, leaves), None, None
+        use_trace = site.kind == SAMPLE and "trace" in given
+        value = given["trace"] if use_trace else given_value(site, leaves)
+        return value, None, cost(site, leaves, value)
+
+
+def log_density(program: Program, trace: Any) -> Any:
+    """Log density of a trace (and of the program's observations) under a bound program, a scalar in nats.
+
+    Args:
+        program: a bound program.
+        trace: nested dict with a value for every latent address. Values of deterministic addresses are ignored,
+            those of substituted ones may be left out.
+
+    Raises:
+        MissingAddressError, UnknownAddressError: the trace and the program disagree on addresses.
+        ModelFamilyMismatchError: the trace was simulated from a family that disagrees on latents or supports.
+        ValueShapeError, ValueDtypeError, SupportError: a value does not fit its distribution.
+        WhileLoopDensityError: a site stands in a `while_loop`.
+
+    Example:
+        >>> import ppl, ppl.distributions as dist
+        >>> @ppl.program
+        ... def model():
+        ...     x = ppl.sample("x", dist.Normal(0.0, 1.0))
+        ...     ppl.sample("y", dist.Normal(x, 1.0), obs=0.5)
+        >>> print(f"{ppl.log_density(model(), {'x': 0.0}):.4f}")
+        -1.9629
+    """
+    prepared = prepare(program)
+    values = _check_trace(prepared, flatten(trace))
+    _, record = run_staged(prepared.staged, prepared.rule(LogDensity()), prepared.inputs(trace=values))
+    return record.total
+
+
+def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address, Any]:
+    sites = density_addresses(prepared.table)
+    substituted = {a for m in prepared.modifications if m.verb == "substitute" for a in m.values}
+    latents = {address: item for address, item in sites.items() if item.site.kind == SAMPLE}
+    accepted = {a for a, item in sites.items() if item.site.kind in (SAMPLE, SUBSAMPLE, DETERMINISTIC)}
+    missing = [address for address in latents if address not in given and address not in substituted]
+    unknown = [address for address in given if address not in accepted]
+    origins = {address: origin(value) for address, value in given.items()}
+    drawn = {address: item for address, item in origins.items() if item is not None}
+    outside = [
+        address
+        for address, item in drawn.items()
+        if address in latents and contains(latents[address].site, item.site) is False
+    ]
+    if drawn and (missing or unknown or outside):
+        raise errors.ModelFamilyMismatchError(
+            "the model and the variational family disagree:\n" + mismatch_table(latents, drawn)
+        )
+    if unknown:
+        address = unknown[0]
+        observed = address in sites and sites[address].site.kind == OBSERVED
+        raise errors.UnknownAddressError(
+            f"the trace has the address {show(address)!r}, "
+            + (
+                f"which is observed in this program; leave it out.\n  {sites[address].site.where}"
+                if observed
+                else f"which the program lacks.{suggest(address, latents)}"
+            )
+        )
+    if missing:
+        where = latents[missing[0]].site.where
+        raise errors.MissingAddressError(
+            f"the trace lacks {', '.join(repr(show(a)) for a in missing)}.\n  {where}\n"
+            f"Give {'it' if len(missing) == 1 else 'them'} a value, or condition the program on {'it' if len(missing) == 1 else 'them'}."
+        )
+    return {
+        address: check_value(value, sites[address].site, sites[address].shape, observed=False)
+        for address, value in given.items()
+        if sites[address].site.kind in (SAMPLE, SUBSAMPLE)
+    }

@@ -1,0 +1,157 @@
+"""From a Python function to a jaxpr with its sites, and the table of the sites in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import primitives as jp
+
+from ppl import errors
+from ppl.lanes import inner_jaxprs, lanes_p, site_of
+from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, SUBSAMPLE, Address, PlateAxis, Site, show, site_p
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """A function as a jaxpr without arguments: what it closed over is in `jaxpr.consts`."""
+
+    jaxpr: ClosedJaxpr
+    rebuild: Callable[[list[Any]], Any]
+
+
+def stage(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Staged:
+    """Trace a function with all its arguments closed over, so that arguments may be any objects.
+
+    Leaves of the result that are not arrays or numbers are kept as they are.
+    """
+    box: dict[str, Any] = {}
+
+    def thunk() -> list[Any]:
+        leaves, tree = jax.tree.flatten(function(*args, **kwargs))
+        dynamic = [is_array(leaf) for leaf in leaves]
+        box["tree"], box["dynamic"] = tree, dynamic
+        box["static"] = [None if there else leaf for there, leaf in zip(dynamic, leaves, strict=True)]
+        return [leaf for there, leaf in zip(dynamic, leaves, strict=True) if there]
+
+    jaxpr = jax.make_jaxpr(thunk)()
+    tree, dynamic, static = box["tree"], box["dynamic"], box["static"]
+
+    def rebuild(outs: list[Any]) -> Any:
+        arrays = iter(outs)
+        return jax.tree.unflatten(tree, [next(arrays) if d else s for d, s in zip(dynamic, static, strict=True)])
+
+    return Staged(jaxpr, rebuild)
+
+
+def is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A site and the axes that control flow stacks its values along, outermost first."""
+
+    site: Site
+    stack: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()
+    in_while: bool = False
+    exclusive: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values in a trace."""
+        return self.stack + self.site.full_shape
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a trace holds a value for it."""
+        return self.site.kind in (SAMPLE, DETERMINISTIC, SUBSAMPLE)
+
+
+_tables: weakref.WeakKeyDictionary[Jaxpr, list[Located]] = weakref.WeakKeyDictionary()
+
+
+def sites(jaxpr: Jaxpr) -> list[Located]:
+    """All sites of a jaxpr, in program order."""
+    if jaxpr not in _tables:
+        _tables[jaxpr] = list(_walk(jaxpr))
+    return _tables[jaxpr]
+
+
+def _walk(jaxpr: Jaxpr) -> Iterator[Located]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is site_p:
+            site = eqn.params["site"]
+            yield Located(site, axes=tuple(plate_name(plate.axis) for plate in reversed(site.plates)))
+        elif site_of(eqn) is not None:
+            for branch, inner in enumerate(inner_jaxprs(eqn.params)):
+                for located in sites(inner):
+                    yield _inside(eqn, branch, located)
+
+
+def plate_name(axis: PlateAxis | None) -> str:
+    return "vmap" if axis is None else axis.name
+
+
+def _inside(eqn: Any, branch: int, located: Located) -> Located:
+    stack, axes = located.stack, located.axes
+    if eqn.primitive is jp.scan_p:
+        return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
+    if eqn.primitive is lanes_p:
+        name = plate_name(eqn.params["axis"])
+        return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(name, *axes))
+    if eqn.primitive is jp.while_p:
+        return dataclasses.replace(located, in_while=True)
+    if eqn.primitive is jp.cond_p:
+        return dataclasses.replace(located, exclusive=((id(eqn), branch), *located.exclusive))
+    return located
+
+
+def check_addresses(table: list[Located]) -> None:
+    """Refuse a program in which two sites share an address, unless at most one of the two ever runs."""
+    seen: dict[tuple[bool, Address], list[Located]] = {}
+    for located in table:
+        site = located.site
+        is_factor = site.kind == "factor"
+        for other in seen.get((is_factor, site.address), ()):
+            if not _exclusive(located, other):
+                raise errors.DuplicateAddressError(
+                    f"the address {site.name!r} is used twice.\n  first:  {other.site.where}\n  second: {site.where}\n"
+                    "Give each site an address of its own, or draw several values at one address under jax.vmap."
+                )
+            same = located.shape == other.shape and site.dtype == other.site.dtype
+            if not same and located.recorded and other.recorded:
+                raise errors.DuplicateAddressError(
+                    f"the branches of a cond share the address {site.name!r} with different values, "
+                    f"{other.site.dtype}{list(other.shape)} and {site.dtype}{list(located.shape)}.\n"
+                    f"  first:  {other.site.where}\n  second: {site.where}\nUse two addresses."
+                )
+        seen.setdefault((is_factor, site.address), []).append(located)
+    recorded = {located.site.address: located for located in table if located.site.kind != "factor"}
+    for address, located in recorded.items():
+        for cut in range(len(address)):
+            if address[:cut] in recorded:
+                other = recorded[address[:cut]]
+                raise errors.DuplicateAddressError(
+                    f"the address {show(address[:cut])!r} holds a value and, with {show(address)!r}, a sub-program too.\n"
+                    f"  first:  {other.site.where}\n  second: {located.site.where}"
+                )
+
+
+def _exclusive(one: Located, other: Located) -> bool:
+    branches = dict(one.exclusive)
+    return any(branches.get(cond, branch) != branch for cond, branch in other.exclusive)
+
+
+def density_addresses(table: list[Located]) -> dict[Address, Located]:
+    """Addresses of the sites that a trace is about: everything but factors."""
+    return {located.site.address: located for located in table if located.site.kind != "factor"}
+
+
+__all__ = ["OBSERVED", "Located", "Staged", "check_addresses", "density_addresses", "is_array", "sites", "stage"]
