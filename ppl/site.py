@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from numpyro.distributions import constraints
 
 from ppl import errors
 
@@ -235,3 +237,17 @@ def feasible(site: Site, shape: tuple[int, ...]) -> Any:
     if site.support is None:
         return zeros
     return jnp.broadcast_to(site.support.feasible_like(zeros), shape).astype(site.dtype)
+
+
+def describe_support(support: Any) -> str:
+    """A NumPyro constraint in few words: `Real`, `Positive`, `Interval(0, 10)`."""
+    if support is None:
+        return "?"
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    name = type(support).__name__
+    if name in ("Positive", "Nonnegative", "UnitInterval", "IntegerNonnegative", "IntegerPositive", "Circular"):
+        return name
+    bounds = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
+    shown = [str(bound) if np.ndim(bound) else f"{float(bound):g}" for bound in bounds if bound is not None]
+    return f"{name}({', '.join(shown)})" if shown else name

@@ -9,7 +9,7 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from ppl import errors
-from ppl.site import SAMPLE, Address, Site, show
+from ppl.site import SAMPLE, Address, Site, describe_support, show
 from ppl.transforms.modify import Program, prepare
 from ppl.transforms.stage import Located, density_addresses
 
@@ -76,8 +76,8 @@ def check_family(model: Program, family: Program) -> None:
         Traceback (most recent call last):
             ...
         ppl.errors.ModelFamilyMismatchError: the model and the variational family disagree:
-        address  model                family             problem
-        rate     float32[] Positive   float32[] Real     the family leaves the model's support
+        address  model               family          problem
+        rate     float32[] Positive  float32[] Real  the family leaves the model's support
     """
     wanted, drawn = latents(model), latents(family)
     table = mismatch_table(wanted, drawn)
@@ -113,5 +113,4 @@ def _problem(model: Located | None, family: Located | None) -> str:
 def _describe(located: Located | None) -> str:
     if located is None:
         return "-"
-    support = "?" if located.site.support is None else str(_base(located.site.support))
-    return f"{np.dtype(located.site.dtype).name}{list(located.shape)} {support}"
+    return f"{np.dtype(located.site.dtype).name}{list(located.shape)} {describe_support(located.site.support)}"

@@ -86,6 +86,7 @@ def seed(function: Callable[..., Any]) -> Callable[..., Any]:
         inputs = Inputs(keys=site_keys(key, site_ids(staged.jaxpr.jaxpr)))
         return run_staged(staged, Seed(), inputs)[0]
 
+    del seeded.__wrapped__  # type: ignore[attr-defined]  # its signature lacks the key
     return seeded
 
 

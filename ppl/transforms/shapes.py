@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppl.address import flatten, nest, parse
-from ppl.site import FACTOR, Address, show
+from ppl.address import nest, parse
+from ppl.site import FACTOR, Address, describe_support, show
 from ppl.transforms.modify import Program, prepare
 from ppl.transforms.stage import Located
 
@@ -52,7 +52,7 @@ class TraceShapes(Mapping[str, SiteShape]):
     def __repr__(self) -> str:
         table = [("address", "shape", "dtype", "kind", "distribution", "support", "stacked along")]
         for address, row in self._rows.items():
-            support = "" if not row.distribution else "?" if row.support is None else str(row.support)
+            support = describe_support(row.support) if row.distribution else ""
             cells = (list(row.shape), np.dtype(row.dtype).name, row.kind, row.distribution, support, ", ".join(row.axes))
             table.append((show(address), *map(str, cells)))
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
@@ -72,7 +72,7 @@ def trace_shapes(program: Program) -> TraceShapes:
         ...     jax.lax.scan(step, 0.0, None, length=10)
         >>> ppl.trace_shapes(walk())
         address  shape  dtype    kind    distribution  support  stacked along
-        x        [10]   float32  sample  Normal        Real()   scan
+        x        [10]   float32  sample  Normal        Real     scan
     """
     rows = {}
     for located in prepare(program).table:
@@ -89,4 +89,4 @@ def _row(located: Located) -> SiteShape:
     )
 
 
-__all__ = ["SiteShape", "TraceShapes", "flatten", "trace_shapes"]
+__all__ = ["SiteShape", "TraceShapes", "trace_shapes"]
