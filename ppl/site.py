@@ -245,7 +245,7 @@ def describe_support(support: Any) -> str:
         return "?"
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    name = type(support).__name__
+    name = type(support).__name__.lstrip("_")
     if name in ("Positive", "Nonnegative", "UnitInterval", "IntegerNonnegative", "IntegerPositive", "Circular"):
         return name
     bounds = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
