@@ -20,9 +20,7 @@ def flatten(trace: Any) -> dict[Address, Any]:
     """Values by address. A trace that is no dict holds its one value at the empty address."""
     if not isinstance(trace, Mapping):
         return {(): trace}
-    return {
-        (*parse(name), *rest): value for name, inner in trace.items() for rest, value in flatten(inner).items()
-    }
+    return {(*parse(name), *rest): value for name, inner in trace.items() for rest, value in flatten(inner).items()}
 
 
 def nest(values: Mapping[Address, Any]) -> Any:

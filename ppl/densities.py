@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,43 @@ import numpyro.distributions as dist
 from ppl.site import Operands, Site, feasible, lanes, restore
 
 
+class Noise(NamedTuple):
+    """Standard normal noise drawn ahead for a site, in place of its key. `sample` takes either."""
+
+    normal: Any
+
+
+def sample(distribution: Any, key: Any) -> Any:
+    """A draw from a distribution, given a key, or `Noise` where `takes_noise` allows it."""
+    if not isinstance(key, Noise):
+        return distribution.sample(key)
+    if isinstance(distribution, dist.Independent):
+        return sample(distribution.base_dist, key)
+    value = distribution.loc + distribution.scale * key.normal
+    return jnp.exp(value) if isinstance(distribution, dist.LogNormal) else value
+
+
+def takes_noise(site: Site) -> bool:
+    """Whether the site's draw is a simple function of standard normal noise of the value's shape."""
+    distribution = restore(site, [0.0] * site.tree.num_leaves).distribution
+    while type(distribution) is dist.Independent:
+        distribution = distribution.base_dist
+    return type(distribution) in (dist.Normal, dist.LogNormal)
+
+
 def draw(site: Site, leaves: Sequence[Any], key: Any) -> Any:
     """One draw for every lane of the site, `site.full_shape`; a pure function of the key and the lane's index."""
     if not site.plates:
-        return restore(site, leaves).distribution.sample(key)
+        return sample(restore(site, leaves).distribution, key)
     batched = batched_distribution(site, leaves)
     if batched is not None:
-        return batched.sample(key)
-    return per_lane(site, leaves, key, lambda key, distribution: distribution.sample(key))
+        return sample(batched, key)
+    return per_lane(site, leaves, key, lambda key, distribution: sample(distribution, key))
 
 
 def per_lane(site: Site, leaves: Sequence[Any], key: Any, function: Any) -> Any:
     """`function(key, distribution)` for every lane, each with a key of its own."""
-    keys = jax.random.split(key, site.plate_shape)
+    keys = key if isinstance(key, Noise) else jax.random.split(key, site.plate_shape)
     return lanes(site, leaves, lambda operands, key: function(key, operands.distribution), keys)
 
 

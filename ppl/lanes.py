@@ -105,5 +105,5 @@ def _differentiate(primals: Any, tangents: Any, *, jaxpr: ClosedJaxpr, **params:
 
 
 lanes_p.def_impl(_refuse)
-mlir.register_lowering(lanes_p, lambda ctx, *args, **params: _refuse(*args, **params))
+mlir.register_lowering(lanes_p, lambda _, *args, **params: _refuse(*args, **params))
 ad.primitive_jvps[lanes_p] = _differentiate

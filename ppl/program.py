@@ -58,7 +58,8 @@ class Program:
 def program(function: Callable[..., Any]) -> Program:
     """Make a probabilistic program of a function whose body may call `ppl.sample`.
 
-    Functions, methods, closures, `functools.partial` objects and callable modules all work. Arguments and results are any pytrees.
+    Functions, methods, closures, `functools.partial` objects and callable modules all work. Arguments and results are
+    any pytrees.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

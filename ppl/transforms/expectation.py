@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.densities import batched_distribution, draw, per_lane
-from ppl.estimators import Estimator, Particle, choose
+from ppl.estimators import Estimator, Particle, Reparameterize, choose
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, PlateAxis, Site, rebind, restore
-from ppl.transforms.interpret import Inputs, run_staged, site_ids
+from ppl.transforms.interpret import run_staged
 from ppl.transforms.partition import combine, partition
-from ppl.transforms.seed import site_keys
+from ppl.transforms.seed import random_inputs
 from ppl.transforms.simulate import given_value, refuse_improper
 from ppl.transforms.stage import Located, check_addresses, sites, stage
 
@@ -95,6 +95,10 @@ def estimator_of(site: Site) -> Estimator:
     return choose(template, site)
 
 
+def _takes_noise(site: Site) -> bool:
+    return site.detached or isinstance(estimator_of(site), Reparameterize)
+
+
 def _weighted(site: Site) -> bool:
     return site.kind == SAMPLE and not site.detached and estimator_of(site).weighted
 
@@ -117,7 +121,7 @@ class Expectation:
         staged = stage(self._repeated(samples), *args, **kwargs)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         weighted = any(_weighted(located.site) for located in sites(staged.jaxpr.jaxpr))
-        inputs = Inputs(keys=site_keys(key, site_ids(staged.jaxpr.jaxpr)))
+        inputs = random_inputs(key, staged.jaxpr.jaxpr, _takes_noise)
         value, record = run_staged(staged, Surrogate(samples, weighted), inputs)
         if weighted:
             value = value * jnp.exp(record.total - jax.lax.stop_gradient(record.total)).astype(value.dtype)

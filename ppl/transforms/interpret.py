@@ -183,17 +183,17 @@ def _advance(counts: dict[Address, int], eqn: Any) -> dict[Address, int]:
 
 
 def site_ids(jaxpr: Jaxpr) -> list[SiteId]:
-    """The identity of every site, the way `run` counts."""
-    found: dict[SiteId, None] = {}
+    """The identity of every site, the way `run` counts and in the order of `sites`."""
+    found: list[SiteId] = []
     _identify(jaxpr, {}, found)
-    return list(found)
+    return found
 
 
-def _identify(jaxpr: Jaxpr, counts: dict[Address, int], found: dict[SiteId, None]) -> dict[Address, int]:
+def _identify(jaxpr: Jaxpr, counts: dict[Address, int], found: list[SiteId]) -> dict[Address, int]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is site_p:
             address = eqn.params["site"].address
-            found[address, counts.get(address, 0)] = None
+            found.append((address, counts.get(address, 0)))
         elif site_of(eqn) is not None:
             inside = counts
             for inner in inner_jaxprs(eqn.params):
@@ -257,12 +257,12 @@ def _scan(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     inputs = _narrow(inputs, sites(closed.jaxpr))
 
     def body(carry: Any, x: Any) -> Any:
-        index, xs, values = x
-        step = Inputs(values, _fold(inputs.keys, index))
+        xs, step = x
         outs, record = run(closed.jaxpr, closed.consts, [*consts, *carry, *xs], rule, step, counts)
         return outs[:n_carry], (outs[n_carry:], record)
 
-    xs = (jnp.arange(length), list(operands[n_consts + n_carry :]), inputs.values)
+    keys = jax.vmap(_fold, in_axes=(None, 0))(inputs.keys, jnp.arange(length)) if length else inputs.keys
+    xs = (list(operands[n_consts + n_carry :]), Inputs(inputs.values, keys))
     options = {name: eqn.params[name] for name in ("reverse", "unroll")}
     carry, (ys, record) = jax.lax.scan(body, list(carry), xs, length=length, **options)
     return [*carry, *ys], Record(record.values, jax.tree.map(lambda t: jnp.sum(t, axis=0), record.total))
@@ -299,10 +299,7 @@ def _cond(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     index, *args = operands
     branches = eqn.params["branches"]
     recorded = {
-        located.site.address: located
-        for branch in branches
-        for located in sites(branch.jaxpr)
-        if rule.records(located)
+        located.site.address: located for branch in branches for located in sites(branch.jaxpr) if rule.records(located)
     }
     inputs = _narrow(inputs, [located for branch in branches for located in sites(branch.jaxpr)])
 

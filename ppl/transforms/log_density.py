@@ -74,9 +74,7 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
     origins = {address: origin(value) for address, value in given.items()}
     drawn = {address: item for address, item in origins.items() if item is not None}
     outside = [
-        address
-        for address, item in drawn.items()
-        if address in latents and contains(latents[address].site, item.site) is False
+        address for address, item in drawn.items() if address in latents and contains(latents[address].site, item.site) is False
     ]
     if drawn and (missing or unknown or outside):
         raise errors.ModelFamilyMismatchError(
@@ -97,7 +95,7 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
         where = latents[missing[0]].site.where
         raise errors.MissingAddressError(
             f"the trace lacks {', '.join(repr(show(a)) for a in missing)}.\n  {where}\n"
-            f"Give {'it' if len(missing) == 1 else 'them'} a value, or condition the program on {'it' if len(missing) == 1 else 'them'}."
+            "Give every latent a value in the trace, or condition the program on it."
         )
     return {
         address: check_value(value, sites[address].site, sites[address].shape, observed=False)

@@ -73,8 +73,7 @@ def prepare(program: Program) -> Prepared:
     for role, modification in enumerate(program.modifications):
         values[role] = _check(modification, table)
         table = [
-            dataclasses.replace(item, site=item.site.replace(kind=modification.kind(item, item.site.kind)))
-            for item in table
+            dataclasses.replace(item, site=item.site.replace(kind=modification.kind(item, item.site.kind))) for item in table
         ]
     return Prepared(staged, table, program.modifications, values)
 
@@ -158,6 +157,7 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
     sliced = given is not None
     new = given if sliced else value
     if old is not None:
+
         def both(operands: Operands, new: Any) -> Any:
             previous = operands._asdict()[verb]
             return previous * new if verb == "scale" else jnp.logical_and(previous, new)

@@ -11,30 +11,56 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr
 
-from ppl.densities import draw
-from ppl.site import FACTOR, SAMPLE, SUBSAMPLE, PlateAxis, Site
+from ppl.densities import Noise, draw, takes_noise
+from ppl.site import SAMPLE, SUBSAMPLE, PlateAxis, Site
 from ppl.transforms.interpret import Inputs, SiteId, run_staged, site_ids
 from ppl.transforms.simulate import given_value, refuse_improper
-from ppl.transforms.stage import Located, stage
+from ppl.transforms.stage import Located, sites, stage
 
 
 @functools.cache
-def _words(site_id: SiteId) -> tuple[int, int]:
-    digest = hashlib.blake2b(repr(site_id).encode(), digest_size=8).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+def _words(site_id: SiteId, count: int) -> tuple[int, ...]:
+    digest = hashlib.blake2b(repr(site_id).encode(), digest_size=4 * count).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 4 * count, 4))
 
 
 def site_keys(key: Any, ids: Sequence[SiteId]) -> dict[SiteId, Any]:
-    """A key for each site: a function of its address alone, not of its place in the program."""
+    """A key for each site: a function of its address alone, not of its place in the program.
+
+    The hash of the address is XORed into the key. JAX's generators are counter-based ciphers, whose streams under
+    distinct keys are independent (Salmon et al. 2011), so nothing is hashed at run time.
+    """
     if not ids:
         return {}
     if not jnp.issubdtype(jax.typeof(key).dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    words = np.array([_words(site_id) for site_id in ids], np.uint32)
-    fold = jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(key, pair[0]), pair[1]))
-    keys = fold(words)
+    data = jax.random.key_data(key)
+    count = data.shape[-1]
+    words = np.array([_words(site_id, count) for site_id in ids], np.uint32)
+    keys = jax.random.wrap_key_data(data ^ words, impl=jax.random.key_impl(key))
     return {site_id: keys[i] for i, site_id in enumerate(ids)}
+
+
+def random_inputs(key: Any, jaxpr: Jaxpr, wants_noise: Callable[[Site], bool]) -> Inputs:
+    """A key for each site of a jaxpr, or the noise already drawn from it.
+
+    Noise of one shape is drawn for all sites in one call: on a CPU each call of the generator is a loop of its own, which would
+    cost more than the rest of a small program.
+    """
+    ids = site_ids(jaxpr)
+    keys: dict[SiteId, Any] = site_keys(key, list(dict.fromkeys(ids)))
+    by_shape: dict[Any, list[SiteId]] = {}
+    for site_id, located in zip(ids, sites(jaxpr), strict=True):
+        site = located.site
+        if site.kind == SAMPLE and not located.in_body and wants_noise(site) and takes_noise(site):
+            by_shape.setdefault((site.full_shape, site.dtype), []).append(site_id)
+    for (shape, dtype), group in by_shape.items():
+        normal = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
+        noise = jax.vmap(normal)(jnp.stack([keys[site_id] for site_id in group]))
+        keys.update({site_id: Noise(noise[i]) for i, site_id in enumerate(group)})
+    return Inputs(keys=keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +109,11 @@ def seed(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
     def seeded(key: Any, *args: Any, **kwargs: Any) -> Any:
         staged = stage(function, *args, **kwargs)
-        inputs = Inputs(keys=site_keys(key, site_ids(staged.jaxpr.jaxpr)))
+        inputs = random_inputs(key, staged.jaxpr.jaxpr, lambda _: True)
         return run_staged(staged, Seed(), inputs)[0]
 
     del seeded.__wrapped__  # type: ignore[attr-defined]  # its signature lacks the key
     return seeded
 
 
-__all__ = ["FACTOR", "SAMPLE", "Seed", "seed", "site_keys"]
+__all__ = ["Seed", "random_inputs", "seed", "site_keys"]

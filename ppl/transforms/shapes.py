@@ -84,9 +84,7 @@ def trace_shapes(program: Program) -> TraceShapes:
 
 def _row(located: Located) -> SiteShape:
     site = located.site
-    return SiteShape(
-        located.shape, site.dtype, site.kind, site.distribution_name, site.support, located.axes, str(site.where)
-    )
+    return SiteShape(located.shape, site.dtype, site.kind, site.distribution_name, site.support, located.axes, str(site.where))
 
 
 __all__ = ["SiteShape", "TraceShapes", "trace_shapes"]

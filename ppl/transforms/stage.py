@@ -55,12 +55,16 @@ def is_array(leaf: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """A site and the axes that control flow stacks its values along, outermost first."""
+    """A site and the axes that control flow stacks its values along, outermost first.
+
+    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds.
+    """
 
     site: Site
     stack: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
     in_while: bool = False
+    in_body: bool = False
     exclusive: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -101,6 +105,9 @@ def plate_name(axis: PlateAxis | None) -> str:
 
 def _inside(eqn: Any, branch: int, located: Located) -> Located:
     stack, axes = located.stack, located.axes
+    if eqn.primitive in (jp.jit_p, jp.closed_call_p):
+        return located
+    located = dataclasses.replace(located, in_body=True)
     if eqn.primitive is jp.scan_p:
         return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
     if eqn.primitive is lanes_p:

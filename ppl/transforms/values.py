@@ -36,9 +36,7 @@ def check_value(value: Any, site: Site, shape: tuple[int, ...], *, observed: boo
 def _check_dtype(value: Any, dtype: Any, site: Site, name: str) -> None:
     discrete = jnp.issubdtype(site.dtype, jnp.integer) or jnp.issubdtype(site.dtype, jnp.bool_)
     numeric = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
-    wrong = not numeric or (
-        jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.issubdtype(site.dtype, jnp.complexfloating)
-    )
+    wrong = not numeric or (jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.issubdtype(site.dtype, jnp.complexfloating))
     if discrete and jnp.issubdtype(dtype, jnp.inexact):
         wrong = isinstance(value, jax.core.Tracer) or bool(np.any(np.asarray(value) != np.round(np.asarray(value))))
     if wrong:
@@ -54,7 +52,7 @@ def check_support(value: Any, site: Site, name: str, mask: Any = None) -> None:
         return
     with jax.ensure_compile_time_eval():
         try:
-            inside = np.asarray(site.support(jnp.asarray(value)))
+            inside = np.asarray(site.support(np.asarray(value)))  # NumPy: nothing is compiled
         except (TypeError, ValueError, NotImplementedError):
             return  # this constraint cannot be evaluated on stacked values
     if mask is not None:
