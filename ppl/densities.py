@@ -62,7 +62,7 @@ def log_prob(site: Site, leaves: Sequence[Any], value: Any) -> Any:
 def cost(site: Site, leaves: Sequence[Any], value: Any) -> Any:
     """The site's scalar contribution to its program's log density: masked, scaled, summed over lanes and elements."""
 
-    def one(operands: Operands, value):
+    def one(operands: Operands, value: Any) -> Any:
         distribution, _, scale, mask = operands
         if mask is not None:
             spread = jnp.reshape(mask, jnp.shape(mask) + (1,) * (jnp.ndim(value) - jnp.ndim(mask)))
@@ -79,7 +79,7 @@ def cost(site: Site, leaves: Sequence[Any], value: Any) -> Any:
 def factor_cost(site: Site, leaves: Sequence[Any]) -> Any:
     """The contribution of a `factor`."""
 
-    def one(operands: Operands):
+    def one(operands: Operands) -> Any:
         log_weight = operands.value if operands.mask is None else jnp.where(operands.mask, operands.value, 0.0)
         return log_weight if operands.scale is None else operands.scale * log_weight
 
@@ -92,16 +92,16 @@ def total(site: Site, elements: Any) -> Any:
 
 
 @functools.cache
-def _parameters(kind: type) -> tuple[tuple[str, int], ...] | None:
+def _parameters(kind: Any) -> tuple[tuple[str, int], ...] | None:
     """Names and event dimensions of a class's parameters, where these alone say what a distribution of it is."""
     if not kind.__module__.startswith("numpyro.distributions"):
         return None
     constraints = kind.__dict__.get("arg_constraints")
     if not isinstance(constraints, dict) or not constraints:
         return None
-    accepted = set(inspect.signature(kind.__init__).parameters) - {"self", "validate_args"}
-    if accepted != set(constraints):
-        return None
+    signature = {name: p for name, p in inspect.signature(kind).parameters.items() if name != "validate_args"}
+    if set(signature) != set(constraints) or any(p.default is None for p in signature.values()):
+        return None  # it has other arguments, or a choice of parameters
     try:
         return tuple((name, constraint.event_dim) for name, constraint in constraints.items())
     except (AttributeError, NotImplementedError):
@@ -122,10 +122,11 @@ def _with_plates(template: Any, flags: list[Any], plate_shape: tuple[int, ...]) 
     if type(template) is dist.Independent:
         base = _with_plates(template.base_dist, [flag.base_dist for flag in flags], plate_shape)
         return None if base is None else dist.Independent(base, template.reinterpreted_batch_ndims)
-    parameters = _parameters(type(template))
+    kind: Any = type(template)
+    parameters = _parameters(kind)
     if parameters is None:
         return None
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, event_dim in parameters:
         value = getattr(template, name)
         present = [bool(getattr(flag, name)) for flag in reversed(flags)]
@@ -138,4 +139,4 @@ def _with_plates(template: Any, flags: list[Any], plate_shape: tuple[int, ...]) 
         if not arguments:  # one parameter carries the full batch shape; the others broadcast against it
             value = jnp.broadcast_to(value, plate_shape + tuple(template.batch_shape) + event)
         arguments[name] = value
-    return type(template)(**arguments, validate_args=False)
+    return kind(**arguments, validate_args=False)

@@ -167,7 +167,7 @@ def restore(site: Site, leaves: Sequence[Any]) -> Operands:
 def lanes(site: Site, leaves: Sequence[Any], function: Callable[..., Any], *extra: Any) -> Any:
     """`function(operands, *extra)` for one lane, mapped over all plates; `extra` have every plate's axis in front."""
 
-    def one(leaves, *extra):
+    def one(leaves: Any, *extra: Any) -> Any:
         return function(restore(site, leaves), *extra)
 
     for plate in site.plates:

@@ -13,43 +13,14 @@ from ppl.site import Site
 
 # Pathwise derivatives through NumPyro's samplers, explicit or implicit, that have been compared with exact gradients
 # (tests/test_pathwise.py). `has_rsample` alone does not say: mixtures drop the gradient of their weights.
-PATHWISE = {  # fmt: skip
-    "Normal",
-    "Gamma",
-    "Beta",
-    "BetaProportion",
-    "Dirichlet",
-    "InverseGamma",
-    "Chi2",
-    "StudentT",
-    "MultivariateStudentT",
-    "Weibull",
-    "Kumaraswamy",
-    "Gompertz",
-    "Laplace",
-    "AsymmetricLaplace",
-    "Logistic",
-    "Gumbel",
-    "Cauchy",
-    "HalfCauchy",
-    "HalfNormal",
-    "LogNormal",
-    "LogUniform",
-    "Exponential",
-    "LKJ",
-    "LKJCholesky",
-    "MultivariateNormal",
-    "LowRankMultivariateNormal",
-    "MatrixNormal",
-    "GaussianRandomWalk",
-    "Uniform",
-    "Pareto",
-    "RelaxedBernoulli",
-    "RelaxedBernoulliLogits",
-    "LeftTruncatedDistribution",
-    "RightTruncatedDistribution",
-    "TwoSidedTruncatedDistribution",
-}
+_PATHWISE = """
+Normal Gamma Beta BetaProportion Dirichlet InverseGamma Chi2 StudentT MultivariateStudentT Weibull Kumaraswamy
+Gompertz Laplace AsymmetricLaplace Logistic Gumbel Cauchy HalfCauchy HalfNormal LogNormal LogUniform Exponential LKJ
+LKJCholesky MultivariateNormal LowRankMultivariateNormal MatrixNormal GaussianRandomWalk Uniform Pareto
+RelaxedBernoulli RelaxedBernoulliLogits LeftTruncatedDistribution RightTruncatedDistribution
+TwoSidedTruncatedDistribution
+"""
+PATHWISE = frozenset(_PATHWISE.split())
 
 
 def pathwise(distribution: Any) -> bool:

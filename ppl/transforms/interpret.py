@@ -208,11 +208,14 @@ def _identify(jaxpr: Jaxpr, counts: dict[Address, int], found: list[SiteId]) -> 
 # Control flow. Each handler rebuilds one primitive around a run of its body.
 
 
-def _narrow(inputs: Inputs, located: Sequence[Located]) -> Inputs:
-    """Only what the sites of a body need."""
-    addresses = {item.site.address for item in located}
+def _narrow(inputs: Inputs, counts: dict[Address, int], *bodies: Jaxpr) -> Inputs:
+    """Only what the sites of the bodies need."""
+    ids: list[SiteId] = []
+    for body in bodies:
+        _identify(body, counts, ids)
+    addresses = {address for address, _ in ids}
     values = {role: {a: v for a, v in by.items() if a in addresses} for role, by in inputs.values.items()}
-    return Inputs(values, {site_id: key for site_id, key in inputs.keys.items() if site_id[0] in addresses})
+    return Inputs(values, {site_id: inputs.keys[site_id] for site_id in dict.fromkeys(ids) if site_id in inputs.keys})
 
 
 def _fold(keys: dict[SiteId, Any], index: Any) -> dict[SiteId, Any]:
@@ -229,7 +232,7 @@ def _inline(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, count
 
 def _checkpoint(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts: dict[Address, int]) -> Any:
     jaxpr = eqn.params["jaxpr"]
-    inputs = _narrow(inputs, sites(jaxpr))
+    inputs = _narrow(inputs, counts, jaxpr)
 
     def body(operands: Any, inputs: Inputs) -> Any:
         return run(jaxpr, (), operands, rule, inputs, counts)
@@ -254,7 +257,7 @@ def _scan(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     closed, length = eqn.params["jaxpr"], eqn.params["length"]
     n_consts, n_carry = scan_sizes(eqn)
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
-    inputs = _narrow(inputs, sites(closed.jaxpr))
+    inputs = _narrow(inputs, counts, closed.jaxpr)
 
     def body(carry: Any, x: Any) -> Any:
         xs, step = x
@@ -279,7 +282,7 @@ def _while(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts
         )
     n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
-    inputs = _narrow(inputs, sites(body.jaxpr))
+    inputs = _narrow(inputs, counts, body.jaxpr)
 
     def keep_going(state: Any) -> Any:
         return jax.core.eval_jaxpr(cond.jaxpr, cond.consts, *cond_consts, *state[1])[0]
@@ -301,7 +304,7 @@ def _cond(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     recorded = {
         located.site.address: located for branch in branches for located in sites(branch.jaxpr) if rule.records(located)
     }
-    inputs = _narrow(inputs, [located for branch in branches for located in sites(branch.jaxpr)])
+    inputs = _narrow(inputs, counts, *(branch.jaxpr for branch in branches))
 
     def alternative(branch: Any) -> Callable[..., Any]:
         def body(args: Any, inputs: Inputs) -> Any:
@@ -321,7 +324,7 @@ def _absent(located: Located) -> Any:
 
 def _lanes(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts: dict[Address, int]) -> Any:
     closed, size, axis = eqn.params["jaxpr"], eqn.params["size"], eqn.params["axis"]
-    inputs = _narrow(inputs, sites(closed.jaxpr))
+    inputs = _narrow(inputs, counts, closed.jaxpr)
     lane_rule = rule.in_lane(axis)
 
     def lane(index: Any, args: Any, values: Any, keys: Any) -> Any:

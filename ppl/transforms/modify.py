@@ -25,10 +25,17 @@ from ppl.transforms.values import check_value
 class Program(Protocol):
     """What the transformations need of a bound program."""
 
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    modifications: tuple[Modification, ...]
+    @property
+    def function(self) -> Callable[..., Any]: ...
+
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+
+    @property
+    def kwargs(self) -> dict[str, Any]: ...
+
+    @property
+    def modifications(self) -> tuple[Modification, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ class TraceShapes(Mapping[str, SiteShape]):
         return nest({a: jax.ShapeDtypeStruct(row.shape, row.dtype) for a, row in recorded.items()})
 
     def __repr__(self) -> str:
-        table = [("address", "shape", "dtype", "kind", "distribution", "support", "stacked along")]
+        table: list[tuple[str, ...]] = [("address", "shape", "dtype", "kind", "distribution", "support", "stacked along")]
         for address, row in self._rows.items():
             support = describe_support(row.support) if row.distribution else ""
             cells = (list(row.shape), np.dtype(row.dtype).name, row.kind, row.distribution, support, ", ".join(row.axes))
