@@ -1,0 +1,1 @@
+"""Measurements: reference posteriors, and what `ppl` costs and reaches on them."""
