@@ -29,6 +29,11 @@ def contains(model: Site, family: Site) -> bool | None:
     return bool(np.all(low_inner >= low_outer) and np.all(high_inner <= high_outer))
 
 
+def fits(model: Located, family: Located) -> bool:
+    """Whether a value that the family draws is one that the model can score."""
+    return not _problem(model, family)
+
+
 def _base(support: Any) -> Any:
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -10,7 +10,7 @@ from ppl import errors
 from ppl.address import flatten, suggest
 from ppl.densities import cost, factor_cost
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, show
-from ppl.transforms.compare import contains, mismatch_table
+from ppl.transforms.compare import fits, mismatch_table
 from ppl.transforms.interpret import run_staged
 from ppl.transforms.modify import Prepared, Program, prepare
 from ppl.transforms.simulate import Density, fresh, given_value, origin
@@ -74,7 +74,7 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
     origins = {address: origin(value) for address, value in given.items()}
     drawn = {address: item for address, item in origins.items() if item is not None}
     outside = [
-        address for address, item in drawn.items() if address in latents and contains(latents[address].site, item.site) is False
+        address for address, item in drawn.items() if address in latents and not fits(latents[address], item)
     ]
     if drawn and (missing or unknown or outside):
         raise errors.ModelFamilyMismatchError(

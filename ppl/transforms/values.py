@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors
-from ppl.site import OBSERVED, Site, show
+from ppl.site import Site, describe_support, show
 
 
 def check_value(value: Any, site: Site, shape: tuple[int, ...], *, observed: bool, mask: Any = None) -> Any:
     """`value` as an array of the site's dtype; refused if it is not one value for each draw of the site."""
     name = f"{'observation' if observed else 'value'} of {show(site.address)!r}"
     try:
+        if value is None:
+            raise TypeError
         found = np.shape(value)
         dtype = jnp.result_type(value)
     except (TypeError, ValueError) as error:
@@ -61,8 +63,6 @@ def check_support(value: Any, site: Site, name: str, mask: Any = None) -> None:
         worst = np.asarray(value)[np.unravel_index(int(np.argmin(inside)), inside.shape)] if inside.ndim else value
         raise errors.SupportError(
             f"the {name} has {int((~inside).sum())} of {inside.size} entries outside of the support of "
-            f"{site.distribution_name}, {site.support}; the first is {worst}.\n  {site.where}"
+            f"{site.distribution_name}, {describe_support(site.support)}; the first is {worst}.\n  {site.where}"
         )
 
-
-__all__ = ["OBSERVED", "check_support", "check_value"]
