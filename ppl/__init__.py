@@ -3,6 +3,7 @@
 from ppl import distributions, errors, estimators
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample, subsample, unnormalized
+from ppl.render import render
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density
@@ -29,6 +30,7 @@ __all__ = [
     "minimize",
     "plate",
     "program",
+    "render",
     "sample",
     "seed",
     "simulate",

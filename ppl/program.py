@@ -210,10 +210,16 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         moving_support=moving,
     )
     if obs is not None:
+        if jnp.issubdtype(site.dtype, jnp.integer) and _is_float(obs):
+            site = site.replace(dtype=jnp.result_type(obs))  # 0/1 images are often floats; they are scored as they are
         value = check_value(obs, site, site.shape, observed=True, mask=mask)
         leaves, tree = jax.tree.flatten(Operands(distribution=distribution, value=value, mask=mask))
         site = site.replace(kind=OBSERVED, tree=tree)
     return bind(site, leaves)
+
+
+def _is_float(value: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def _distribution_name(distribution: Any) -> str:

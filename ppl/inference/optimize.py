@@ -87,7 +87,7 @@ def _run(
     progress: bool = True,
 ) -> Fit:
     arrays, rest = partition(params)
-    arrays = jax.tree.map(jnp.asarray, arrays)
+    arrays = jax.tree.map(_strong, arrays)
     if not jax.tree.leaves(arrays):
         raise errors.ObjectiveError("the parameters have no floating-point array to optimize")
     if steps < 1 or chunk < 1:
@@ -120,9 +120,14 @@ def _refuse_non_finite(objective: Expectation, values: np.ndarray, start: int) -
 def _split_arrays(tree: Any) -> tuple[Any, _Static]:
     """Arrays, to be passed to a compiled function, and everything else, to be compiled in."""
     leaves, structure = jax.tree.flatten(tree)
-    arrays = [leaf if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
+    arrays = [_strong(leaf) if isinstance(leaf, jax.Array | np.ndarray) else None for leaf in leaves]
     rest = tuple(None if array is not None else leaf for array, leaf in zip(arrays, leaves, strict=True))
     return arrays, _Static(structure, rest)
+
+
+def _strong(leaf: Any) -> Any:
+    """An array without JAX's weak type, which would make a second call with equal shapes compile again."""
+    return jnp.asarray(leaf, dtype=jnp.result_type(leaf))
 
 
 @dataclasses.dataclass(frozen=True)
