@@ -19,7 +19,7 @@ from numpyro.contrib.control_flow import cond, scan
 from numpyro.contrib.module import eqx_module, flax_module, random_flax_module
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import log_density as numpyro_log_density
 
@@ -263,8 +263,11 @@ def equinox_module(x):
     numpyro.sample("z", dist.Normal(jax.vmap(net)(x), 1.0))
 
 
+counterfactual = handlers.do(plain, data={"rate": 2.0})
+
 MODELS = {
     plain: (),
+    counterfactual: (),
     nested_plates: (),
     plate_dim: (),
     subsampled: (Y,),
@@ -630,6 +633,23 @@ def test_autoguide_is_a_family():
     trace, log_q = family(DATA, params=params).simulate(KEY)
     scale = biject_to(AutoNormal.scale_constraint)(params["mean_auto_scale"])
     assert_close(log_q, dist.Normal(params["mean_auto_loc"], scale).log_prob(trace["mean"]), "AutoNormal")
+
+
+def test_autoguide_with_an_auxiliary_latent():
+    family = from_numpyro(AutoMultivariateNormal(conjugate_model))
+    params = family.init_params(KEY, DATA)
+    trace, log_q = family(DATA, params=params).simulate(KEY)
+    scale_tril = biject_to(AutoMultivariateNormal.scale_tril_constraint)(params["auto_scale_tril"])
+    expected = dist.MultivariateNormal(params["auto_loc"], scale_tril=scale_tril).log_prob(trace["mean"][None])
+    assert_close(log_q, expected, "AutoMultivariateNormal")
+    assert_close(trace.pop("_auto_latent"), trace["mean"][None], "the auxiliary latent")
+    assert np.isfinite(ppl.log_density(from_numpyro(conjugate_model)(DATA), trace))
+
+
+def test_draws_come_from_the_programs_key():
+    program = from_numpyro(handlers.seed(plain, rng_seed=0))
+    one, other = (program().simulate(jax.random.key(i))[0]["mean"] for i in range(2))
+    assert one != other
 
 
 # Parameters

@@ -24,6 +24,10 @@ def from_numpyro(fn: Callable[..., Any]) -> NumPyroProgram:
     - `param` statements take *unconstrained* values, from `params=`; `init_params` makes the dict of them. A model that has
       an argument called `params` itself must take it by position.
     - Latents marked `infer={"enumerate": ...}` are latents like any other, in a `scan` too.
+    - Draws come from the program's key. Keys given inside of the model (`handlers.seed`, `rng_key=`) fix only what it hides
+      from the program, such as statements in `handlers.block`.
+    - Latents of a guide that the model does not have (`"_auto_latent"` of an autoguide) have to be taken out of the trace
+      before the model scores it: `trace.pop("_auto_latent")`.
     - Values of a `scan(..., reverse=True)` stand in the trace in the order of its `xs`.
 
     Args:

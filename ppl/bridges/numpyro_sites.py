@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions.distribution import Unit
 
@@ -86,7 +87,7 @@ def log_factor(site: Plain) -> Any:
 
 def extra_dimensions(name: str, distribution: Any, obs: Any) -> tuple[int, ...]:
     """The leading dimensions that an observation has beyond its distribution: NumPyro takes these for iid draws."""
-    found, shape = tuple(jnp.shape(obs)), tuple(distribution.shape())
+    found, shape = tuple(np.shape(obs)), tuple(distribution.shape())
     extra = len(found) - len(shape)
     if extra < 0 or found[extra:] != shape:
         raise errors.ObservationShapeError(
