@@ -1,6 +1,7 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
 from ppl import distributions, errors, estimators
+from ppl.bridges.from_numpyro import from_numpyro
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample, subsample, unnormalized
 from ppl.render import render
@@ -25,6 +26,7 @@ __all__ = [
     "estimators",
     "expectation",
     "factor",
+    "from_numpyro",
     "log_density",
     "maximize",
     "minimize",

@@ -1,6 +1,89 @@
-"""NumPyro's distributions, under one name with the project's own."""
+"""NumPyro's distributions, under one name with the project's own.
 
+Two of NumPyro's densities have a wrong gradient at logits of exactly zero, where training often starts: `corrected` replaces
+them, and `ppl.sample` applies it to whatever it is given.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as _dist
+from jax.scipy.special import gammaln
 from numpyro.distributions import *  # noqa: F403
 from numpyro.distributions import constraints, transforms
+
+
+@jax.custom_jvp
+def _softplus(x: Any) -> Any:
+    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+_softplus.defjvps(lambda t, _, x: jax.nn.sigmoid(x) * t)
+
+
+def _binary_log_prob(logits: Any, successes: Any, trials: Any) -> Any:
+    """`successes * logits - trials * softplus(logits)`, also at infinite logits."""
+    finite = jnp.isfinite(logits)
+    safe = jnp.where(finite, logits, 0.0)
+    impossible = jnp.where(logits > 0, successes < trials, successes > 0)
+    return jnp.where(finite, successes * safe - trials * _softplus(safe), jnp.where(impossible, -jnp.inf, 0.0))
+
+
+class BernoulliLogits(_dist.BernoulliLogits):
+    """NumPyro's, with a right score at logits of zero."""
+
+    def log_prob(self, value: Any) -> Any:
+        return _binary_log_prob(self.logits, value, 1.0)
+
+
+class BinomialLogits(_dist.BinomialLogits):
+    """NumPyro's, with a right score at logits of zero."""
+
+    def log_prob(self, value: Any) -> Any:
+        n = self.total_count
+        ways = gammaln(n + 1.0) - gammaln(value + 1.0) - gammaln(n - value + 1.0)
+        return ways + _binary_log_prob(self.logits, value, n)
+
+
+def Bernoulli(probs: Any = None, logits: Any = None, **options: Any) -> Any:
+    """Bernoulli by probability or by logits; values are integers 0 and 1.
+
+    Example:
+        >>> import jax, ppl.distributions as dist
+        >>> float(jax.grad(lambda l: dist.Bernoulli(logits=l).log_prob(1))(0.0))
+        0.5
+    """
+    return corrected(_dist.Bernoulli(probs, logits, **options))
+
+
+def Binomial(total_count: Any = 1, probs: Any = None, logits: Any = None, **options: Any) -> Any:
+    """Binomial by probability or by logits; values are integers from 0 to `total_count`.
+
+    Example:
+        >>> import jax, ppl.distributions as dist
+        >>> round(float(jax.grad(lambda l: dist.Binomial(4, logits=l).log_prob(3))(0.0)), 6)
+        1.0
+    """
+    return corrected(_dist.Binomial(total_count, probs, logits, **options))
+
+
+_CORRECTED: dict[Any, Any] = {_dist.BernoulliLogits: BernoulliLogits, _dist.BinomialLogits: BinomialLogits}
+
+
+def corrected(distribution: Any) -> Any:
+    """The distribution, with densities whose gradients are right everywhere."""
+    kind: Any = type(distribution)
+    if kind in _CORRECTED:
+        leaves, aux = distribution.tree_flatten()
+        return _CORRECTED[kind].tree_unflatten(aux, leaves)
+    for part in ("base_dist", "_component_distribution"):
+        inner = getattr(distribution, part, None)
+        if isinstance(inner, _dist.Distribution) and corrected(inner) is not inner:
+            leaves, aux = distribution.tree_flatten()
+            distribution = kind.tree_unflatten(aux, leaves)
+            setattr(distribution, part, corrected(inner))
+    return distribution
+
 
 __all__ = [name for name in dir() if not name.startswith("_")] + ["constraints", "transforms"]

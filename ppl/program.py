@@ -13,6 +13,8 @@ import numpyro.distributions as dist
 
 from ppl import errors
 from ppl.address import flatten, parse
+from ppl.distributions import corrected
+from ppl.masks import broadcast, plain
 from ppl.site import (
     DETERMINISTIC,
     FACTOR,
@@ -115,8 +117,6 @@ class Bound:
 
     def with_estimators(self, estimators: Any = None, /, **by_address: Any) -> Bound:
         """Choose gradient estimators: one for all sites, a dict by address or prefix, or keyword arguments."""
-        if isinstance(estimators, Mapping):
-            by_address, estimators = {**estimators, **by_address}, None
         return self._modified("with_estimators", _targets(estimators, by_address, "an estimator"))
 
     def log_density(self, trace: Any) -> Any:
@@ -142,6 +142,8 @@ class Bound:
 
 
 def _targets(everywhere: Any, by_address: Mapping[str, Any], what: str) -> dict[Address, Any]:
+    if isinstance(everywhere, Mapping):
+        return flatten({**everywhere, **by_address})
     if (everywhere is None) == (not by_address):
         raise TypeError(f"give either {what} for the whole program, or one for each of some addresses")
     return {(): everywhere} if everywhere is not None else {parse(a): v for a, v in by_address.items()}
@@ -191,9 +193,8 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         raise TypeError(
             f"{address!r} needs a NumPyro distribution or a bound program, got {type(distribution).__name__}.\n  {where}"
         )
-    mask = None
-    if isinstance(distribution, dist.MaskedDistribution):
-        distribution, mask = distribution.base_dist, distribution._mask
+    distribution, mask, _ = plain(corrected(distribution))
+    mask = broadcast(mask, distribution.batch_shape)
     leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask))
     support, moving = _support(distribution)
     site = Site(
@@ -243,7 +244,7 @@ def _support(distribution: Any) -> tuple[Any, bool]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _drawn(tree: Any, avals: tuple[Any, ...]) -> Any:
+def _drawn(tree: Any, avals: tuple[Any, ...], x64: bool) -> Any:
     def draw(leaves: Any, key: Any) -> Any:
         return jax.tree.unflatten(tree, leaves).sample(key)
 
@@ -258,8 +259,8 @@ def _draw_dtype(distribution: Any) -> Any:
     try:
         hash(tree)
     except TypeError:
-        return _drawn.__wrapped__(tree, avals)
-    return _drawn(tree, avals)
+        return _drawn.__wrapped__(tree, avals, False)
+    return _drawn(tree, avals, jnp.result_type(float) == jnp.float64)
 
 
 def factor(name: str, log_weight: Any) -> None:

@@ -26,7 +26,11 @@ Address = tuple[str, ...]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _NOT_THE_USER = (_HERE, os.path.dirname(os.path.abspath(jax.__file__)))
-_LIBRARIES = tuple(os.sep + name + os.sep for name in ("numpyro", "equinox", "flax", "optax", "functools.py", "contextlib.py"))
+_PACKAGES = ("numpyro", "equinox", "flax", "optax", "jaxtyping")
+_LIBRARIES = (
+    *(os.path.join("site-packages", name) + os.sep for name in _PACKAGES),
+    *(os.sep + name for name in ("functools.py", "contextlib.py")),
+)
 
 
 class Where(NamedTuple):
@@ -162,6 +166,11 @@ def rebind(site: Site, leaves: Sequence[Any], *, keep: Sequence[str] = Operands.
 
 def restore(site: Site, leaves: Sequence[Any]) -> Operands:
     return jax.tree.unflatten(site.tree, leaves)
+
+
+def has_value(site: Site) -> bool:
+    """Whether the site carries a value: an observation, a substituted or a computed one."""
+    return restore(site, [0.0] * site.tree.num_leaves).value is not None
 
 
 def lanes(site: Site, leaves: Sequence[Any], function: Callable[..., Any], *extra: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,67 +11,9 @@ import numpyro.distributions as dist
 from numpyro.distributions.distribution import Unit
 
 from ppl import errors
+from ppl.masks import Plain, broadcast, expand, with_dimensions
 from ppl.program import Bound, inline, sample
 from ppl.site import user_frame
-
-
-class Plain(NamedTuple):
-    """A distribution without masks in it, a mask over its batch shape, and how many event dimensions became batch ones."""
-
-    distribution: Any
-    mask: Any = None
-    folded: int = 0
-
-
-def plain(distribution: Any) -> Plain:
-    """Take the masks out of a distribution, however deep they are.
-
-    What is drawn does not depend on a mask, and neither does the score of what is drawn: only the cost does. A mask inside of
-    `to_event` covers elements of an event, so that event is taken apart into its independent elements.
-    """
-    if isinstance(distribution, dist.MaskedDistribution):
-        inner = plain(distribution.base_dist)
-        mask = _with_dimensions(distribution._mask, inner.folded)
-        return inner._replace(mask=mask if inner.mask is None else jnp.logical_and(inner.mask, mask))
-    if isinstance(distribution, dist.ExpandedDistribution):
-        inner = plain(distribution.base_dist)
-        events = inner.distribution.batch_shape[len(inner.distribution.batch_shape) - inner.folded :]
-        shape = tuple(distribution.batch_shape) + tuple(events)
-        return inner._replace(
-            distribution=expand(inner.distribution, shape) if inner.mask is not None else _flat(distribution),
-            mask=broadcast(inner.mask, shape),
-        )
-    if isinstance(distribution, dist.Independent):
-        inner = plain(distribution.base_dist)
-        if inner.mask is None:
-            return Plain(_flat(distribution))
-        return inner._replace(folded=inner.folded + distribution.reinterpreted_batch_ndims)
-    return Plain(distribution)
-
-
-def expand(distribution: Any, batch_shape: tuple[int, ...]) -> Any:
-    return _flat(distribution.expand(batch_shape))
-
-
-def _flat(distribution: Any) -> Any:
-    """An expanded or reinterpreted `ImproperUniform` as one `ImproperUniform`, which says that it has no sampler."""
-    base, dims = distribution, 0
-    while isinstance(base, dist.ExpandedDistribution | dist.Independent):
-        dims += base.reinterpreted_batch_ndims if isinstance(base, dist.Independent) else 0
-        base = base.base_dist
-    if base is distribution or not isinstance(base, dist.ImproperUniform):
-        return distribution
-    support = dist.constraints.independent(base.support, dims) if dims else base.support
-    return dist.ImproperUniform(support, distribution.batch_shape, distribution.event_shape)
-
-
-def _with_dimensions(array: Any, count: int) -> Any:
-    """Trailing dimensions of size one, for the elements of an event."""
-    return array if jnp.ndim(array) == 0 else jnp.reshape(array, jnp.shape(array) + (1,) * count)
-
-
-def broadcast(array: Any, shape: tuple[int, ...]) -> Any:
-    return array if array is None or jnp.ndim(array) == 0 else jnp.broadcast_to(array, shape)
 
 
 def log_factor(site: Plain) -> Any:
@@ -120,7 +62,7 @@ def place(name: str, site: Plain, *, scale: Any = None, obs: Any = None, value: 
     own = batch_shape[: len(batch_shape) - site.folded]
     if scale is not None:
         check_scale(name, scale, own)
-        scale = broadcast(_with_dimensions(scale, site.folded), batch_shape)
+        scale = broadcast(with_dimensions(scale, site.folded), batch_shape)
     mask = broadcast(site.mask, batch_shape)
     distribution = site.distribution if mask is None else site.distribution.mask(mask)
 

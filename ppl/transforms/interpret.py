@@ -29,7 +29,7 @@ SiteId = tuple[Address, int]
 class Inputs(NamedTuple):
     """What a run is given, by site. `values[role][address]` are stacked as in a trace."""
 
-    values: dict[Any, dict[Address, Any]] = {}  # noqa: RUF012 (never mutated)
+    values: dict[str, dict[Address, Any]] = {}  # noqa: RUF012 (never mutated)
     keys: dict[SiteId, Any] = {}  # noqa: RUF012
 
 

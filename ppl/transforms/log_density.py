@@ -9,10 +9,10 @@ from typing import Any
 from ppl import errors
 from ppl.address import flatten, suggest
 from ppl.densities import cost, factor_cost
-from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, show
+from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, has_value, show
 from ppl.transforms.compare import fits, mismatch_table
 from ppl.transforms.interpret import run_staged
-from ppl.transforms.modify import Prepared, Program, prepare
+from ppl.transforms.modify import Prepared, Program, mask_of, prepare
 from ppl.transforms.simulate import Density, fresh, given_value, origin
 from ppl.transforms.stage import Located, density_addresses
 from ppl.transforms.values import check_value
@@ -67,15 +67,16 @@ def log_density(program: Program, trace: Any) -> Any:
 def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address, Any]:
     sites = density_addresses(prepared.table)
     substituted = {a for m in prepared.modifications if m.verb == "substitute" for a in m.values}
+    substituted |= {a for a, item in sites.items() if has_value(item.site)}  # inside of a nested program
     latents = {address: item for address, item in sites.items() if item.site.kind == SAMPLE}
     accepted = {a for a, item in sites.items() if item.site.kind in (SAMPLE, SUBSAMPLE, DETERMINISTIC)}
     missing = [address for address in latents if address not in given and address not in substituted]
     unknown = [address for address in given if address not in accepted]
-    origins = {address: origin(value) for address, value in given.items()}
-    drawn = {address: item for address, item in origins.items() if item is not None}
-    outside = [
-        address for address, item in drawn.items() if address in latents and not fits(latents[address], item)
-    ]
+    origins = {address: origin(value, address) for address, value in given.items()}
+    drawn = {address: item for address, item in origins.items() if item is not None and item.site.kind == SAMPLE}
+    # What a family computes or subsamples for itself says nothing about the model's latents.
+    unknown = [address for address in unknown if origins[address] is None or address in drawn]
+    outside = [address for address, item in drawn.items() if address in latents and not fits(latents[address], item)]
     if drawn and (missing or unknown or outside):
         raise errors.ModelFamilyMismatchError(
             "the model and the variational family disagree:\n" + mismatch_table(latents, drawn)
@@ -98,7 +99,13 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
             "Give every latent a value in the trace, or condition the program on it."
         )
     return {
-        address: check_value(value, sites[address].site, sites[address].shape, observed=False)
+        address: check_value(
+            value,
+            sites[address].site,
+            sites[address].shape,
+            observed=False,
+            mask=mask_of(sites[address].site, prepared.modifications),
+        )
         for address, value in given.items()
-        if sites[address].site.kind in (SAMPLE, SUBSAMPLE)
+        if address in accepted and sites[address].site.kind in (SAMPLE, SUBSAMPLE)
     }

@@ -7,6 +7,7 @@ interprets the program: no pass over the program of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from ppl.address import covers, suggest
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show
 from ppl.transforms.interpret import Inputs, Rule
 from ppl.transforms.stage import Located, Staged, check_addresses, density_addresses, sites, stage
-from ppl.transforms.values import check_value
+from ppl.transforms.values import UNKNOWN_MASK, check_value
 
 
 class Program(Protocol):
@@ -62,7 +63,7 @@ class Prepared:
     staged: Staged
     table: list[Located]
     modifications: tuple[Modification, ...]
-    values: dict[Any, dict[Address, Any]]
+    values: dict[str, dict[Address, Any]]
 
     def inputs(self, **values: dict[Address, Any]) -> Inputs:
         return Inputs({**self.values, **values})
@@ -76,16 +77,21 @@ def prepare(program: Program) -> Prepared:
     staged = stage(program.function, *program.args, **program.kwargs)
     table = sites(staged.jaxpr.jaxpr)
     check_addresses(table)
-    values: dict[Any, dict[Address, Any]] = {}
-    for role, modification in enumerate(program.modifications):
-        values[role] = _check(modification, table)
+    values: dict[str, dict[Address, Any]] = {}
+    for number, modification in enumerate(program.modifications):
+        values[_role(number)] = _check(modification, table, program.modifications)
         table = [
             dataclasses.replace(item, site=item.site.replace(kind=modification.kind(item, item.site.kind))) for item in table
         ]
     return Prepared(staged, table, program.modifications, values)
 
 
-def _check(modification: Modification, table: list[Located]) -> dict[Address, Any]:
+def _role(number: int) -> str:
+    """The name under which the values of a modification travel; strings, since JAX sorts the keys of dicts."""
+    return f"modification {number}"
+
+
+def _check(modification: Modification, table: list[Located], modifications: tuple[Modification, ...]) -> dict[Address, Any]:
     """Check one modification against the program; the values that have to be sliced along with its sites."""
     verb = modification.verb
     known = density_addresses(table)
@@ -103,7 +109,8 @@ def _check(modification: Modification, table: list[Located]) -> dict[Address, An
                 raise errors.UnknownAddressError(
                     f"{verb} names {show(address)!r}, which is {item.site.kind} and no latent variable.\n  {item.site.where}"
                 )
-            sliced[address] = check_value(value, item.site, item.shape, observed=verb == "condition")
+            mask = mask_of(item.site, modifications)
+            sliced[address] = check_value(value, item.site, item.shape, observed=verb == "condition", mask=mask)
         if verb in ("scale", "mask") and np.ndim(value) > 0:
             for item in matches:
                 batch = item.shape[: len(item.shape) - item.site.event_dim]
@@ -116,6 +123,16 @@ def _check(modification: Modification, table: list[Located]) -> dict[Address, An
     return sliced
 
 
+def mask_of(site: Site, modifications: tuple[Modification, ...]) -> Any:
+    """Which elements of a site count, as far as it is known before running: None for all, `UNKNOWN_MASK`, or an array."""
+    if restore(site, [0.0] * site.tree.num_leaves).mask is not None:
+        return UNKNOWN_MASK
+    masks = [v for m in modifications if m.verb == "mask" for p, v in m.values.items() if covers(p, site.address)]
+    if any(isinstance(mask, jax.core.Tracer) for mask in masks):
+        return UNKNOWN_MASK
+    return functools.reduce(np.logical_and, masks) if masks else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Modified:
     """A rule that sees the sites after some modifications."""
@@ -124,8 +141,8 @@ class Modified:
     rule: Rule
 
     def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
-        for role, modification in enumerate(self.modifications):
-            site, leaves = _apply(modification, site, leaves, given.get(role))
+        for number, modification in enumerate(self.modifications):
+            site, leaves = _apply(modification, site, leaves, given.get(_role(number)))
         return self.rule.site(site, leaves, given, key)
 
     def records(self, located: Located) -> bool:

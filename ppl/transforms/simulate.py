@@ -13,7 +13,7 @@ from jax.extend.core import primitives as jp
 from ppl import errors
 from ppl.address import nest
 from ppl.densities import cost, factor_cost
-from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, PlateAxis, Site, lanes, rebind
+from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Address, PlateAxis, Site, lanes, rebind
 from ppl.transforms.interpret import run_staged
 from ppl.transforms.modify import Program, prepare
 from ppl.transforms.stage import Located
@@ -111,17 +111,17 @@ def simulate(program: Program) -> tuple[Any, Any]:
     prepared = prepare(program)
     _, record = run_staged(prepared.staged, prepared.rule(Simulate()), prepared.inputs())
     for located in prepared.table:
-        if located.site.kind == "sample":
+        if located.recorded:
             _remember(record.values[located.site.address], located)
     return nest(record.values), record.total
 
 
-_origins: dict[int, tuple[Any, Located]] = {}
+_origins: dict[tuple[int, Address], tuple[Any, Located]] = {}
 
 
 def _remember(value: Any, located: Located) -> None:
-    """Note which site drew a value, so that a model scoring it can say when the two disagree."""
-    token = id(value)
+    """Note which site a value of a trace comes from, so that a model scoring it can say when the two disagree."""
+    token = (id(value), located.site.address)
     try:
         reference = weakref.ref(value, lambda _: _origins.pop(token, None))
     except TypeError:
@@ -129,7 +129,7 @@ def _remember(value: Any, located: Located) -> None:
     _origins[token] = (reference, located)
 
 
-def origin(value: Any) -> Located | None:
-    """The site that drew this very array in a `simulate`, if one did."""
-    reference, located = _origins.get(id(value), (lambda: None, None))
+def origin(value: Any, address: Address) -> Located | None:
+    """The site that this very array comes from, if a `simulate` put it at this address of a trace."""
+    reference, located = _origins.get((id(value), address), (lambda: None, None))
     return located if reference() is value else None

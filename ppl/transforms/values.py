@@ -11,6 +11,9 @@ import numpy as np
 from ppl import errors
 from ppl.site import Site, describe_support, show
 
+UNKNOWN_MASK = object()
+"""A mask whose elements are not known before running."""
+
 
 def check_value(value: Any, site: Site, shape: tuple[int, ...], *, observed: bool, mask: Any = None) -> Any:
     """`value` as an array of the site's dtype; refused if it is not one value for each draw of the site."""
@@ -50,7 +53,7 @@ def _check_dtype(value: Any, dtype: Any, site: Site, name: str) -> None:
 
 def check_support(value: Any, site: Site, name: str, mask: Any = None) -> None:
     """Refuse a concrete value outside of a support that does not depend on traced parameters."""
-    if isinstance(value, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+    if mask is UNKNOWN_MASK or isinstance(value, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
     with jax.ensure_compile_time_eval():
         try:
@@ -58,11 +61,11 @@ def check_support(value: Any, site: Site, name: str, mask: Any = None) -> None:
         except (TypeError, ValueError, NotImplementedError):
             return  # this constraint cannot be evaluated on stacked values
     if mask is not None:
-        inside = inside | ~np.broadcast_to(np.asarray(mask, bool), inside.shape)
+        with jax.ensure_compile_time_eval():
+            inside = inside | ~np.broadcast_to(np.asarray(mask, bool), inside.shape)
     if not inside.all():
         worst = np.asarray(value)[np.unravel_index(int(np.argmin(inside)), inside.shape)] if inside.ndim else value
         raise errors.SupportError(
             f"the {name} has {int((~inside).sum())} of {inside.size} entries outside of the support of "
             f"{site.distribution_name}, {describe_support(site.support)}; the first is {worst}.\n  {site.where}"
         )
-
