@@ -88,8 +88,7 @@ def gaussian(phi):
     mu = ppl.sample("mu", dist.Normal(phi["mu"][0] + phi["mu"][1] * jnp.log(tau), jnp.exp(phi["log_sd_mu"])))
     loc = phi["z"] + phi["slope"] @ jnp.array([jnp.log(tau), mu])
     scale = jnp.tril(phi["scale"], -1) + jnp.diag(jnp.exp(jnp.diag(phi["scale"])))
-    noise = dist.Normal(jnp.zeros(len(Y)), 1.0).to_event(1)
-    ppl.sample("z", dist.TransformedDistribution(noise, dist.transforms.LowerCholeskyAffine(loc, scale)))
+    ppl.sample("z", dist.MultivariateNormal(loc, scale_tril=scale))
 
 
 GAUSSIAN_START = {
