@@ -19,7 +19,22 @@ def _softplus(x: Any) -> Any:
     return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-_softplus.defjvps(lambda t, _, x: jax.nn.sigmoid(x) * t)
+@_softplus.defjvp
+def _softplus_jvp(primals: Any, tangents: Any) -> Any:
+    (x,), (t,) = primals, tangents
+    e = jnp.exp(-jnp.abs(x))  # shared by the value and the slope: one exponential in all
+    return jnp.maximum(x, 0.0) + jnp.log1p(e), _sigmoid(x, e) * t
+
+
+@jax.custom_jvp
+def _sigmoid(x: Any, e: Any) -> Any:
+    return jnp.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@_sigmoid.defjvp
+def _sigmoid_jvp(primals: Any, tangents: Any) -> Any:
+    s = _sigmoid(*primals)
+    return s, s * (1.0 - s) * tangents[0]  # `e` is a function of `x`
 
 
 def _binary_log_prob(logits: Any, successes: Any, trials: Any) -> Any:

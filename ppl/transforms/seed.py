@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from ppl.site import SAMPLE, SUBSAMPLE, PlateAxis, Site
 from ppl.transforms.interpret import Inputs, SiteId, run_staged, site_ids
 from ppl.transforms.simulate import given_value, refuse_improper
 from ppl.transforms.stage import Located, sites, stage
+
+_SMALL = 256
+"""Sites of at most this many elements share one draw of noise, padded to the longest."""
 
 
 @functools.cache
@@ -46,20 +50,24 @@ def site_keys(key: Any, ids: Sequence[SiteId]) -> dict[SiteId, Any]:
 def random_inputs(key: Any, jaxpr: Jaxpr, wants_noise: Callable[[Site], bool]) -> Inputs:
     """A key for each site of a jaxpr, or the noise already drawn from it.
 
-    Noise of one shape is drawn for all sites in one call: on a CPU each call of the generator is a loop of its own, which would
-    cost more than the rest of a small program.
+    Normal noise is drawn for all small sites in one call, and for larger ones by size: on a CPU each call of the generator is
+    a loop of its own, which would cost more than the rest of a small program.
     """
     ids = site_ids(jaxpr)
     keys: dict[SiteId, Any] = site_keys(key, list(dict.fromkeys(ids)))
-    by_shape: dict[Any, list[SiteId]] = {}
+    groups: dict[Any, list[tuple[SiteId, tuple[int, ...]]]] = {}
     for site_id, located in zip(ids, sites(jaxpr), strict=True):
         site = located.site
         if site.kind == SAMPLE and not located.in_body and wants_noise(site) and takes_noise(site):
-            by_shape.setdefault((site.full_shape, site.dtype), []).append(site_id)
-    for (shape, dtype), group in by_shape.items():
-        normal = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
-        noise = jax.vmap(normal)(jnp.stack([keys[site_id] for site_id in group]))
-        keys.update({site_id: Noise(noise[i]) for i, site_id in enumerate(group)})
+            size = math.prod(site.full_shape)
+            groups.setdefault((site.dtype, size if size > _SMALL else None), []).append((site_id, site.full_shape))
+    for (dtype, _), group in groups.items():
+        longest = max(math.prod(shape) for _, shape in group)
+        normal = functools.partial(jax.random.normal, shape=(longest,), dtype=dtype)
+        noise = jax.vmap(normal)(jnp.stack([keys[site_id] for site_id, _ in group]))
+        for i, (site_id, shape) in enumerate(group):
+            # An element of JAX's noise depends on the key and its index alone, so a longer draw begins with the shorter one.
+            keys[site_id] = Noise(jnp.reshape(noise[i, : math.prod(shape)], shape))
     return Inputs(keys=keys)
 
 
