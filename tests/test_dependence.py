@@ -7,7 +7,6 @@ parents of one site among themselves. `test_hessian_is_the_moral_graph` holds th
 from __future__ import annotations
 
 import itertools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -684,24 +683,3 @@ def moral(graph, latents):
             pairs.add(frozenset((p, q)))
         pairs |= {frozenset((p,)) for p, _ in family if outside[item.site.name] and not outside[p]}
     return {pair for pair in pairs if pair <= set(latents)}
-
-
-# Cost.
-
-
-def test_the_analysis_costs_little_beside_the_staging():
-    def chain(n):
-        x = 0.0
-        for i in range(n):
-            x = ppl.sample(f"x{i}", dist.Normal(x, 1.0))
-
-    def ratio(n):
-        bound = ppl.program(chain)(n)
-        start = time.process_time()
-        ppl.trace_shapes(bound)
-        middle = time.process_time()
-        assert len(dependence(bound).edges) == n - 1
-        return (time.process_time() - middle) / (middle - start)  # both stage the program, the second also analyses it
-
-    ratio(10)
-    assert ratio(400) < 1.5

@@ -122,7 +122,7 @@ def program_of(block):
     return ppl.program(lambda u=0.3: execute(block, jnp.float32(u), Names()))
 
 
-@run(20)
+@run(12)
 @given(statements)
 def test_simulate_then_score_round_trips_under_jit_and_vmap(block):
     bound = program_of(block)()
@@ -152,7 +152,7 @@ def test_jit_and_no_jit_agree(block):
     close(bound.log_density(trace), log_p)
 
 
-@run(15)
+@run(12)
 @given(statements)
 def test_nesting_conditioning_scaling_and_wrapping_keep_the_density(block):
     """They move a latent's value about, and change neither the density nor its gradient."""
