@@ -65,7 +65,7 @@ def hand_elbo(params: Any, key: Any, batch: Any) -> Any:
 def model(params, batch):
     def one(x):
         z = ppl.sample("z", dist.Normal(jnp.zeros(LATENTS), 1.0).to_event(1))
-        ppl.sample("x", dist.Bernoulli(logits=decode(params, z)).to_event(1), obs=x.astype(int))
+        ppl.sample("x", dist.Bernoulli(logits=decode(params, z)).to_event(1), obs=x)
 
     jax.vmap(one)(batch)
 
@@ -90,7 +90,7 @@ def elbo(params, batch):
 @ppl.program
 def batched_model(params, batch):
     z = ppl.sample("z", dist.Normal(jnp.zeros((len(batch), LATENTS)), 1.0).to_event(2))
-    ppl.sample("x", dist.Bernoulli(logits=decode(params, z)).to_event(2), obs=batch.astype(int))
+    ppl.sample("x", dist.Bernoulli(logits=decode(params, z)).to_event(2), obs=batch)
 
 
 @ppl.program

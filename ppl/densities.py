@@ -73,6 +73,10 @@ def cost(site: Site, leaves: Sequence[Any], value: Any) -> Any:
             log_density = jnp.where(mask, log_density, 0.0)
         return log_density if scale is None else scale * log_density
 
+    _, _, scale, mask = restore(site, leaves)
+    batched = batched_distribution(site, leaves) if site.plates and scale is None and mask is None else None
+    if batched is not None:
+        return total(site, batched.log_prob(value))
     return total(site, lanes(site, leaves, one, value))
 
 
@@ -94,9 +98,9 @@ def total(site: Site, elements: Any) -> Any:
 @functools.cache
 def _parameters(kind: Any) -> tuple[tuple[str, int], ...] | None:
     """Names and event dimensions of a class's parameters, where these alone say what a distribution of it is."""
-    if not kind.__module__.startswith("numpyro.distributions"):
+    if not kind.__module__.startswith(("numpyro.distributions", "ppl.")):
         return None
-    constraints = kind.__dict__.get("arg_constraints")
+    constraints = kind.arg_constraints
     if not isinstance(constraints, dict) or not constraints:
         return None
     signature = {name: p for name, p in inspect.signature(kind).parameters.items() if name != "validate_args"}

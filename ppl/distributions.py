@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as _dist
+from jax import lax
 from jax.scipy.special import gammaln
 from numpyro.distributions import *  # noqa: F403
 from numpyro.distributions import constraints, transforms
@@ -16,19 +17,23 @@ from numpyro.distributions import constraints, transforms
 
 @jax.custom_jvp
 def _softplus(x: Any) -> Any:
-    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return _softplus_and_exp(x)[0]
+
+
+def _softplus_and_exp(x: Any) -> Any:
+    e = lax.exp(-lax.abs(x))
+    return lax.max(x, lax.full_like(x, 0.0)) + lax.log1p(e), e
 
 
 @_softplus.defjvp
 def _softplus_jvp(primals: Any, tangents: Any) -> Any:
-    (x,), (t,) = primals, tangents
-    e = jnp.exp(-jnp.abs(x))  # shared by the value and the slope: one exponential in all
-    return jnp.maximum(x, 0.0) + jnp.log1p(e), _sigmoid(x, e) * t
+    value, e = _softplus_and_exp(primals[0])  # the value and the slope share the exponential
+    return value, _sigmoid(primals[0], e) * tangents[0]
 
 
 @jax.custom_jvp
 def _sigmoid(x: Any, e: Any) -> Any:
-    return jnp.where(x >= 0, 1.0, e) / (1.0 + e)
+    return lax.select(x >= 0, lax.full_like(e, 1.0), e) / (1.0 + e)
 
 
 @_sigmoid.defjvp
@@ -38,11 +43,11 @@ def _sigmoid_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _binary_log_prob(logits: Any, successes: Any, trials: Any) -> Any:
-    """`successes * logits - trials * softplus(logits)`, also at infinite logits."""
-    finite = jnp.isfinite(logits)
-    safe = jnp.where(finite, logits, 0.0)
-    impossible = jnp.where(logits > 0, successes < trials, successes > 0)
-    return jnp.where(finite, successes * safe - trials * _softplus(safe), jnp.where(impossible, -jnp.inf, 0.0))
+    """`successes * logits - trials * softplus(logits)`; infinite logits count as the largest number, so that 0 * inf is 0."""
+    logits = jnp.asarray(logits, jnp.result_type(logits, jnp.result_type(float)))
+    largest = float(jnp.finfo(logits.dtype).max)
+    logits = lax.clamp(lax.full_like(logits, -largest, shape=()), logits, lax.full_like(logits, largest, shape=()))
+    return successes * logits - trials * _softplus(logits)
 
 
 class BernoulliLogits(_dist.BernoulliLogits):
@@ -101,4 +106,4 @@ def corrected(distribution: Any) -> Any:
     return distribution
 
 
-__all__ = [name for name in dir() if not name.startswith("_")] + ["constraints", "transforms"]
+__all__ = [*(name for name in _dist.__all__), "constraints", "corrected", "transforms"]
