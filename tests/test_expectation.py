@@ -438,3 +438,36 @@ def test_double_precision():
         assert value.dtype == grad.dtype == jnp.float64
         bound = ppl.program(lambda: ppl.sample("x", dist.Normal(0.0, 1.0)))()
         np.testing.assert_allclose(bound.log_density({"x": 1.0}), -0.5 - 0.5 * np.log(2 * np.pi), rtol=1e-14)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "to_event", "expand", "mixture"])
+def test_scores_at_logits_of_exactly_zero(wrap):
+    """Where training often starts, NumPyro's Bernoulli has a score of 0 or 1 in place of -1/2 or 1/2."""
+    import numpyro.distributions as numpyro_dist
+
+    def make(p):
+        coins = numpyro_dist.Bernoulli(logits=p * jnp.ones(2))
+        if wrap == "to_event":
+            return coins.to_event(1)
+        if wrap == "expand":
+            return numpyro_dist.Bernoulli(logits=p).expand([2])
+        if wrap == "mixture":
+            return numpyro_dist.MixtureSameFamily(numpyro_dist.Categorical(probs=jnp.array([0.5, 0.5])), coins)
+        return coins
+
+    def exact(p):
+        return (1.0 if wrap == "mixture" else 2.0) * jax.nn.sigmoid(p)
+
+    assert_unbiased(ppl.expectation(lambda p: 1.0 * ppl.sample("x", make(p)).sum()), 0.0, exact)
+
+
+@pytest.mark.parametrize("trials", [1, 3])
+def test_binary_densities_at_extreme_logits(trials):
+    make = dist.Bernoulli if trials == 1 else lambda logits: dist.Binomial(trials, logits=logits)
+    for logit, sure in ((100.0, trials), (-100.0, 0)):
+        np.testing.assert_allclose(make(logits=logit).log_prob(sure), 0.0, atol=1e-6)  # rounding of log factorials
+        slope = jax.grad(lambda l, sure=sure: make(logits=l).log_prob(sure))(logit)
+        assert abs(slope) < 1e-30
+    np.testing.assert_allclose(make(logits=0.0).log_prob(0), -trials * np.log(2.0), rtol=1e-6)
+    hessian = jax.hessian(lambda l: make(logits=l).log_prob(0))(0.0)
+    np.testing.assert_allclose(hessian, -0.25 * trials, rtol=1e-6)
