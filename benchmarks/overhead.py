@@ -105,8 +105,8 @@ def schools_table(quick: bool) -> dict[str, Any]:
     rows = []
     for rank in schools.ELBOS:
         phi = schools.start(rank)
-        agree({n: f(rank) for n, f in schools.GRADIENTS.items()}, (phi,), 4096, f"eight schools, {rank}")
-        fits = {name: schools.fit(name, rank, steps) for name in schools.GRADIENTS}
+        agree(schools.gradients(rank), (phi,), 4096, f"eight schools, {rank}")
+        fits = {name: schools.fit(name, rank, steps) for name in schools.gradients(rank)}
         times = race(fits, (phi, jax.random.key(0)), stagings=1 if quick else 7, runs=3 if quick else 21)
         results[f"schools {rank}"] = times
         rows += rows_of(times, f"eight schools, {rank}")

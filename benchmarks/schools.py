@@ -1,6 +1,7 @@
 """Eight schools, noncentered: three implementations of a mean-field and a full-rank ELBO, one sample a step.
 
-The latent variables are mu, tau and z[1..8]. The full-rank family is a Gaussian over (mu, log tau, z).
+The latent variables are mu, tau and z[1..8]. The full-rank family is a Gaussian over u = (mu, log tau, z), one site. The
+mean-field family is written twice: with a site for each latent variable, and as one site like the full-rank one.
 """
 
 from __future__ import annotations
@@ -65,19 +66,28 @@ def mean_field_elbo(phi):
     return model().log_density(trace) - log_q
 
 
-@ppl.expectation
-def full_rank_elbo(phi):
-    trace, log_q = ppl.simulate(full_rank(phi))
-    u = trace["u"]
-    latents = {"mu": u[0], "tau": jnp.exp(u[1]), "z": u[2:]}
-    return model().log_density(latents) + u[1] - log_q  # log |d tau / d u| = u
+@ppl.program
+def mean_field_vector(phi):
+    ppl.sample("u", dist.Normal(phi["loc"], jnp.exp(phi["log_scale"])).to_event(1))
 
 
-ELBOS = {"mean-field": mean_field_elbo, "full-rank": full_rank_elbo}
+def vector_elbo(family):
+    """Of a family over u = (mu, log tau, z)."""
+
+    @ppl.expectation
+    def elbo(phi):
+        trace, log_q = ppl.simulate(family(phi))
+        u = trace["u"]
+        latents = {"mu": u[0], "tau": jnp.exp(u[1]), "z": u[2:]}
+        return model().log_density(latents) + u[1] - log_q  # log |d tau / d u| = u
+
+    return elbo
 
 
-def ppl_gradient(rank: str) -> Callable[[Any, Any], Any]:
-    return ELBOS[rank].value_and_grad
+ELBOS = {
+    "mean-field": {"ppl": mean_field_elbo, "ppl (one site)": vector_elbo(mean_field_vector)},
+    "full-rank": {"ppl (one site)": vector_elbo(full_rank)},
+}
 
 
 # Hand-written JAX
@@ -154,8 +164,10 @@ def numpyro_gradient(rank: str) -> Callable[[Any, Any], Any]:
     return gradient
 
 
-GRADIENTS = {"hand-written": hand_gradient, "ppl": ppl_gradient, "NumPyro": numpyro_gradient}
-"""By rank: `(key, phi)` to the value and the gradient."""
+def gradients(rank: str) -> dict[str, Callable[[Any, Any], Any]]:
+    """Of all implementations: `(key, phi)` to the value and the gradient."""
+    ours = {name: elbo.value_and_grad for name, elbo in ELBOS[rank].items()}
+    return {"hand-written": hand_gradient(rank), **ours, "NumPyro": numpyro_gradient(rank)}
 
 
 # Fits: the whole optimization in one scan
@@ -189,4 +201,4 @@ def fit(name: str, rank: str, steps: int) -> Callable[[Any, Any], Any]:
     """`(phi, key)` to the fitted parameters and the history."""
     if name == "NumPyro":
         return lambda phi, key: _numpyro_fit(rank, phi, key, steps)
-    return lambda phi, key: _adam_fit(GRADIENTS[name](rank), phi, key, steps)
+    return lambda phi, key: _adam_fit(gradients(rank)[name], phi, key, steps)
