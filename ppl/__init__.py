@@ -3,7 +3,7 @@
 from ppl import distributions, errors, estimators
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.inference.optimize import Fit, maximize, minimize
-from ppl.program import Bound, Program, deterministic, factor, plate, program, sample, subsample, unnormalized
+from ppl.program import Bound, Program, deterministic, factor, plate, program, sample, subsample
 from ppl.render import render
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
@@ -11,6 +11,7 @@ from ppl.transforms.log_density import log_density
 from ppl.transforms.seed import seed
 from ppl.transforms.shapes import trace_shapes
 from ppl.transforms.simulate import simulate
+from ppl.unnormalized import unnormalized
 
 __version__ = "0.1.0"
 
