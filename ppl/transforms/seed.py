@@ -55,12 +55,13 @@ def random_inputs(key: Any, jaxpr: Jaxpr, wants_noise: Callable[[Site], bool]) -
     """
     ids = site_ids(jaxpr)
     keys: dict[SiteId, Any] = site_keys(key, list(dict.fromkeys(ids)))
+    padding = getattr(jax.config, "jax_threefry_partitionable")  # noqa: B009 - otherwise a longer draw does not begin with a shorter one
     groups: dict[Any, list[tuple[SiteId, tuple[int, ...]]]] = {}
     for site_id, located in zip(ids, sites(jaxpr), strict=True):
         site = located.site
         if site.kind == SAMPLE and not located.in_body and wants_noise(site) and takes_noise(site):
             size = math.prod(site.full_shape)
-            groups.setdefault((site.dtype, size if size > _SMALL else None), []).append((site_id, site.full_shape))
+            groups.setdefault((site.dtype, None if size <= _SMALL and padding else size), []).append((site_id, site.full_shape))
     for (dtype, _), group in groups.items():
         longest = max(math.prod(shape) for _, shape in group)
         normal = functools.partial(jax.random.normal, shape=(longest,), dtype=dtype)
