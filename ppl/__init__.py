@@ -3,8 +3,9 @@
 from ppl import distributions, errors, estimators
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.inference.optimize import Fit, maximize, minimize
-from ppl.program import Bound, Program, deterministic, factor, plate, program, sample, subsample
+from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
+from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density

@@ -226,3 +226,20 @@ def test_batched_parameters_reach_their_own_lane():
     assert values.shape == (5_000, 3, 2)
     np.testing.assert_allclose(values.mean(0), np.broadcast_to(loc[:, None], (3, 2)), atol=4 / np.sqrt(5_000))
     np.testing.assert_allclose(values.std(0), np.broadcast_to(scale, (3, 2)), rtol=4 / np.sqrt(10_000))
+
+
+def test_padding_changes_no_draw_where_longer_draws_do_not_begin_with_shorter_ones():
+    """Without partitionable threefry the noise of a site depends on how much is drawn, so nothing may be padded."""
+
+    @ppl.program
+    def one():
+        ppl.sample("x", dist.Normal(0.0, 1.0))
+
+    @ppl.program
+    def two():
+        ppl.sample("x", dist.Normal(0.0, 1.0))
+        ppl.sample("y", dist.Normal(jnp.zeros(7), 1.0))
+
+    for partitionable in (True, False):
+        with jax.threefry_partitionable(partitionable):
+            assert equal(draws(one())["x"], draws(two())["x"])

@@ -22,8 +22,9 @@ from ppl import errors
 from ppl.bridges.numpyro_scan import Message, Step, check_step, refuse
 from ppl.bridges.numpyro_sites import check_scale, expand_by, extra_dimensions, is_leaf, log_factor, place, stand_in
 from ppl.masks import plain
-from ppl.program import deterministic, factor, subsample
+from ppl.program import deterministic, factor
 from ppl.site import user_frame
+from ppl.subsample import subsample
 
 
 class Translator(Messenger):
