@@ -4,8 +4,8 @@ The protocol is `Estimator`; a file a family; `choose` picks one where the user 
 """
 
 from ppl.estimators.choose import choose
-from ppl.estimators.protocol import Estimator, Particle
+from ppl.estimators.protocol import Branches, Estimator, Particle
 from ppl.estimators.reparameterize import Reparameterize
 from ppl.estimators.score_function import ScoreFunction
 
-__all__ = ["Estimator", "Particle", "Reparameterize", "ScoreFunction", "choose"]
+__all__ = ["Branches", "Estimator", "Particle", "Reparameterize", "ScoreFunction", "choose"]

@@ -1,10 +1,14 @@
-"""What an estimator is: a weighted value in place of a draw."""
+"""What an estimator is: one or several weighted values in place of a draw."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol
 
 from ppl.site import Site
+
+SINGLE, PRODUCT, EACH, JOINT = "single", "product", "each", "joint"
+"""How the branches of several elements combine. See `Estimator.coupling`."""
 
 
 class Particle(NamedTuple):
@@ -18,23 +22,68 @@ class Particle(NamedTuple):
     log_weight: Any = None
 
 
+class Branches(NamedTuple):
+    """Several values for each independent element, with their weights.
+
+    The contract: under automatic differentiation, the value and the gradient of `sum_i weights[i] * k(values[i])` are unbiased for
+    those of `E[k(X)]`, X ~ d(theta), for every function k of one element.
+
+    Attributes:
+        values: `(branches, *batch_shape, *event_shape)`.
+        weights: `(branches, *batch_shape)`; they may be negative.
+    """
+
+    values: Any
+    weights: Any
+
+
 class Estimator(Protocol):
-    """A gradient estimator. Any object with these members is one."""
+    """A gradient estimator. Any object with these members is one.
+
+    The rest of the objective is evaluated once for each branch. Elements on which no common cost depends are branched together,
+    so that a plate of independent elements costs no more than one element. What happens to elements that share a cost is said by
+    `coupling`:
+
+    - `"single"`: there is one branch; log weights add.
+    - `"product"`: the branches enumerate all values, the weights are their probabilities. Every combination of the elements'
+      values is evaluated, with the product of the weights.
+    - `"each"`: branch 0 is a draw, with a weight of value one; the other branches have weights of value zero. One element
+      at a time is replaced, the others keep their draw.
+    - `"joint"`: branch i of all elements is evaluated together. The weights have values that are the same constants for
+      every element and sum to one over the branches; their gradients add over elements. `axis` may then be the same for several
+      sites (a hashable constant): branch i of one goes with branch i of another, as with independent repetitions. With `axis`
+      None, branch 0 must be a draw with a weight of value one.
+    """
 
     @property
     def unbiased(self) -> bool:
-        """Whether the contract of `Particle` holds exactly."""
+        """Whether the contract holds exactly."""
         ...
 
     @property
-    def weighted(self) -> bool:
-        """Whether `particle` returns weights."""
-        ...
+    def coupling(self) -> str: ...
+
+    @property
+    def axis(self) -> Hashable | None: ...
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
         """Why it cannot serve a distribution; None if it can."""
         ...
 
-    def particle(self, key: Any, distribution: Any) -> Particle:
-        """Draw. `log_weight` has the distribution's `batch_shape`."""
+    def branches(self, distribution: Any) -> int:
+        """How many values it gives for one element: what it costs."""
         ...
+
+    def particle(self, key: Any, distribution: Any) -> Particle | Branches:
+        """Draw. The distribution's `batch_shape` holds the independent elements: plates in front, and no `Independent` around it."""
+        ...
+
+
+class OneValue:
+    """Members of estimators that give one value."""
+
+    coupling = SINGLE
+    axis: Hashable | None = None
+
+    def branches(self, distribution: Any) -> int:
+        return 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpyro.distributions as dist
 
 from ppl.densities import sample
-from ppl.estimators.protocol import Particle
+from ppl.estimators.protocol import OneValue, Particle
 from ppl.site import Site
 
 # Pathwise derivatives through NumPyro's samplers, explicit or implicit, that have been compared with exact gradients
@@ -41,7 +41,7 @@ TRUNCATED = ("LeftTruncatedDistribution", "RightTruncatedDistribution", "TwoSide
 
 
 @dataclasses.dataclass(frozen=True)
-class Reparameterize:
+class Reparameterize(OneValue):
     """`x = g(noise, theta)`, weight one (Kingma and Welling 2014; implicitly, Figurnov et al. 2018).
 
     Unbiased where the rest of the objective is continuous in the value.
@@ -56,7 +56,6 @@ class Reparameterize:
     """
 
     unbiased: bool = dataclasses.field(default=True, init=False)
-    weighted: bool = dataclasses.field(default=False, init=False)
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
         if pathwise(distribution):

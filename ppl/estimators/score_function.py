@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from ppl.estimators.protocol import Particle
+from ppl.estimators.protocol import OneValue, Particle
 from ppl.site import Site
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreFunction:
+class ScoreFunction(OneValue):
     """Weight `exp(log p(x) - sg(log p(x)))`: value one, gradient that of `log p` (Williams 1992; Foerster et al. 2018).
 
     Works for any distribution with a density whose support does not move with its parameters, and any objective;
@@ -29,7 +29,6 @@ class ScoreFunction:
     """
 
     unbiased: bool = dataclasses.field(default=True, init=False)
-    weighted: bool = dataclasses.field(default=True, init=False)
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
         if site.distribution_name in ("Delta", "ImproperUniform"):

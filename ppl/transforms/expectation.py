@@ -100,7 +100,7 @@ def _takes_noise(site: Site) -> bool:
 
 
 def _weighted(site: Site) -> bool:
-    return site.kind == SAMPLE and not site.detached and estimator_of(site).weighted
+    return site.kind == SAMPLE and not site.detached and not isinstance(estimator_of(site), Reparameterize)
 
 
 class Expectation:
