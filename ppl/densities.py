@@ -30,6 +30,13 @@ def sample(distribution: Any, key: Any) -> Any:
     return jnp.exp(value) if isinstance(distribution, dist.LogNormal) else value
 
 
+def elementwise(distribution: Any) -> Any:
+    """The distribution whose batch shape holds all independent elements."""
+    while type(distribution) is dist.Independent:
+        distribution = distribution.base_dist
+    return distribution
+
+
 def takes_noise(site: Site) -> bool:
     """Whether the site's draw is a simple function of standard normal noise of the value's shape."""
     distribution = restore(site, [0.0] * site.tree.num_leaves).distribution
@@ -96,7 +103,7 @@ def total(site: Site, elements: Any) -> Any:
 
 
 @functools.cache
-def _parameters(kind: Any) -> tuple[tuple[str, int], ...] | None:
+def parameters(kind: Any) -> tuple[tuple[str, int], ...] | None:
     """Names and event dimensions of a class's parameters, where these alone say what a distribution of it is."""
     if not kind.__module__.startswith(("numpyro.distributions", "ppl.")):
         return None
@@ -127,11 +134,11 @@ def _with_plates(template: Any, flags: list[Any], plate_shape: tuple[int, ...]) 
         base = _with_plates(template.base_dist, [flag.base_dist for flag in flags], plate_shape)
         return None if base is None else dist.Independent(base, template.reinterpreted_batch_ndims)
     kind: Any = type(template)
-    parameters = _parameters(kind)
-    if parameters is None:
+    named = parameters(kind)
+    if named is None:
         return None
     arguments: dict[str, Any] = {}
-    for name, event_dim in parameters:
+    for name, event_dim in named:
         value = getattr(template, name)
         present = [bool(getattr(flag, name)) for flag in reversed(flags)]
         shape = jnp.shape(value)

@@ -84,6 +84,7 @@ class OneValue:
 
     coupling = SINGLE
     axis: Hashable | None = None
+    weighted = True
 
     def branches(self, distribution: Any) -> int:
         return 1

@@ -56,6 +56,7 @@ class Reparameterize(OneValue):
     """
 
     unbiased: bool = dataclasses.field(default=True, init=False)
+    weighted = False
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
         if pathwise(distribution):

@@ -11,96 +11,33 @@ import jax
 import jax.numpy as jnp
 
 from ppl import errors
-from ppl.densities import batched_distribution, draw, per_lane
-from ppl.estimators import Estimator, Particle, Reparameterize, choose
-from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, PlateAxis, Site, rebind, restore
-from ppl.transforms.interpret import run_staged
+from ppl.estimators import Reparameterize
+from ppl.site import SAMPLE, Site, rebind
+from ppl.transforms.draws import sole_value
+from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.partition import combine, partition
-from ppl.transforms.seed import random_inputs
-from ppl.transforms.simulate import given_value, refuse_improper
-from ppl.transforms.stage import Located, check_addresses, sites, stage
+from ppl.transforms.plan import SitePlan, chosen_estimator, first_choice, make_plan
+from ppl.transforms.resolve import resolve
+from ppl.transforms.seed import Seed, random_inputs
+from ppl.transforms.stage import Staged, check_addresses, sites, stage
+from ppl.transforms.surrogate import Frame, run_steps
 
 
-class SampleAxis(PlateAxis):
-    """The axis of independent repetitions of an objective."""
+LANES = "repetitions of the objective"
+"""The name of the axis of independent repetitions."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Surrogate:
-    """Each site becomes a weighted value; the total is the log weight, for each repetition where there are several."""
-
-    repetitions: int | None = None
-    weighted: bool = True
-
-    def records(self, located: Located) -> bool:
-        return False
-
-    def zero(self) -> Any:
-        if not self.weighted:
-            return None
-        return jnp.zeros(() if self.repetitions is None else (self.repetitions,), jnp.result_type(float))
-
-    def in_lane(self, axis: PlateAxis | None) -> Surrogate:
-        return Surrogate(None, self.weighted) if isinstance(axis, SampleAxis) else self
-
-    def join(self, axis: PlateAxis | None, size: int, totals: Any) -> Any:
-        return totals if totals is None or isinstance(axis, SampleAxis) else jnp.sum(totals, axis=0)
-
-    def check(self, eqn: Any, site: Site) -> None:
-        return
+class Draw(Seed):
+    """Each site becomes a draw that can be differentiated: for objectives in which no site has a weight."""
 
     def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
-        if site.kind == DETERMINISTIC:
-            return given_value(site, leaves), None, None
-        if site.kind in (OBSERVED, FACTOR):
-            raise errors.ObjectiveError(
-                f"the objective states {site.kind} {site.name!r}, and has no density that it could count in.\n"
-                f"  {site.where}\nPut it into a program and use that program's log density."
-            )
-        refuse_improper(site)
-        if site.kind == SUBSAMPLE:
-            return draw(site, leaves, key), None, None
-        if site.detached:
-            return jax.lax.stop_gradient(draw(site, leaves, key)), None, None
-        particle = self._particle(site, leaves, key)
-        if particle.log_weight is None:
-            return particle.value, None, None
-        return particle.value, None, self._per_repetition(particle.log_weight)
-
-    def _particle(self, site: Site, leaves: Sequence[Any], key: Any) -> Particle:
-        distribution = restore(site, leaves).distribution
-        estimator = estimator_of(site)
-        reason = estimator.refuses(distribution, site)
-        if reason is not None:
-            raise errors.EstimatorError(
-                f"{type(estimator).__name__} cannot serve {site.name!r} ~ {site.distribution_name}: {reason}.\n"
-                f"  {site.where}\nLeave the choice open, or use with_estimators to name another."
-            )
-        batched = batched_distribution(site, leaves) if site.plates else distribution
-        if batched is not None:
-            return estimator.particle(key, batched)
-        return per_lane(site, leaves, key, estimator.particle)
-
-    def _per_repetition(self, log_weight: Any) -> Any:
-        if self.repetitions is None:
-            return jnp.sum(log_weight)
-        return jnp.sum(jnp.reshape(log_weight, (self.repetitions, -1)), axis=1)
+        estimator = chosen_estimator(site) if site.kind == SAMPLE and not site.detached else None
+        return sole_value(site, leaves, key, estimator), None, None
 
 
-def estimator_of(site: Site) -> Estimator:
-    """The estimator in force at a site: the user's, or one chosen by the types of its distribution."""
-    if site.estimator is not None:
-        return site.estimator
-    template = restore(site, [0.0] * site.tree.num_leaves).distribution
-    return choose(template, site)
-
-
-def _takes_noise(site: Site) -> bool:
-    return site.detached or isinstance(estimator_of(site), Reparameterize)
-
-
-def _weighted(site: Site) -> bool:
-    return site.kind == SAMPLE and not site.detached and not isinstance(estimator_of(site), Reparameterize)
+def _takes_noise(plan: SitePlan | None) -> bool:
+    return plan is not None and (plan.site.detached or isinstance(plan.estimator, Reparameterize))
 
 
 class Expectation:
@@ -118,17 +55,10 @@ class Expectation:
         """
         if samples is not None and samples < 1:
             raise errors.ObjectiveError(f"samples must be at least 1, got {samples}")
-        staged = stage(self._repeated(samples), *args, **kwargs)
-        check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
-        weighted = any(_weighted(located.site) for located in sites(staged.jaxpr.jaxpr))
-        inputs = random_inputs(key, staged.jaxpr.jaxpr, _takes_noise)
-        value, record = run_staged(staged, Surrogate(samples, weighted), inputs)
-        if weighted:
-            value = value * jnp.exp(record.total - jax.lax.stop_gradient(record.total)).astype(value.dtype)
-        return value if samples is None else jnp.mean(value, axis=0)
+        staged = self._stage(args, kwargs)
+        return estimate(staged, key, samples)
 
-    def _repeated(self, samples: int | None) -> Callable[..., Any]:
-        @functools.wraps(self.function, updated=())
+    def _stage(self, args: Any, kwargs: Any) -> Staged:
         def one(*args: Any, **kwargs: Any) -> Any:
             value = self.function(*args, **kwargs)
             if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
@@ -137,13 +67,9 @@ class Expectation:
                 )
             return jnp.asarray(value)
 
-        if samples is None:
-            return one
-
-        def repeated(*args: Any, **kwargs: Any) -> Any:
-            return jax.vmap(lambda: one(*args, **kwargs), axis_size=samples, axis_name=SampleAxis("samples"))()
-
-        return repeated
+        staged = stage(one, *args, **kwargs)
+        check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
+        return staged
 
     def value_and_grad(
         self, key: Any, *args: Any, argnums: int | Sequence[int] = 0, samples: int | None = None, **kwargs: Any
@@ -181,18 +107,29 @@ class Expectation:
         return f"expectation({self.__name__})"  # type: ignore[attr-defined]
 
 
-class _Nested(Surrogate):
-    def zero(self) -> Any:
-        return None
-
-    def join(self, axis: PlateAxis | None, size: int, totals: Any) -> Any:
-        return None
-
-    def in_lane(self, axis: PlateAxis | None) -> _Nested:
-        return self
-
+class _Nested(Seed):
     def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
         return rebind(site, leaves, simulated=True), None, None
+
+
+def estimate(staged: Staged, key: Any, samples: int | None) -> Any:
+    """The surrogate of a staged objective, averaged over independent repetitions."""
+    jaxpr, consts = staged.jaxpr.jaxpr, staged.jaxpr.consts
+    choices = first_choice(jaxpr)
+    plan = make_plan(jaxpr, consts, choices) if any(site.weighted for site in choices.values()) else None
+    chosen = choices if plan is None else plan.sites
+    inputs = random_inputs(key, jaxpr, lambda site_id: _takes_noise(chosen.get(site_id)), samples)
+
+    def one(inputs: Inputs) -> Any:
+        if plan is None:
+            return run_staged(staged, Draw(), inputs)[0]
+        wanted = [*plan.terms.numbers, *plan.terms.others]
+        values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys), wanted)
+        return resolve(plan, values, weights)
+
+    if samples is None:
+        return one(inputs)
+    return jnp.mean(jax.vmap(one, axis_name=LANES, axis_size=samples)(inputs), axis=0)
 
 
 def expectation(function: Callable[..., Any]) -> Expectation:

@@ -114,7 +114,7 @@ def run(
             values.update(record.values)
             total = _add(total, record.total)
         if not isinstance(part, Jaxpr):
-            counts = _advance(counts, part)
+            counts = advance(counts, part)
         env.update(zip(part.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], Record(values, total)
 
@@ -164,7 +164,7 @@ def _sub_jaxpr(jaxpr: Jaxpr, eqns: list[Any], needed: set[Any]) -> Jaxpr:
     )
 
 
-def _advance(counts: dict[Address, int], eqn: Any) -> dict[Address, int]:
+def advance(counts: dict[Address, int], eqn: Any) -> dict[Address, int]:
     """Occurrences after an equation. Branches of a cond exclude one another, so they count from the same start."""
     if eqn.primitive is site_p:
         address = eqn.params["site"].address
@@ -175,7 +175,7 @@ def _advance(counts: dict[Address, int], eqn: Any) -> dict[Address, int]:
         reached = dict(start)
         for part in inner.eqns:
             if site_of(part) is not None:
-                reached = _advance(reached, part)
+                reached = advance(reached, part)
         after = {address: max(n, after.get(address, 0)) for address, n in reached.items()} | {
             address: n for address, n in after.items() if address not in reached
         }
@@ -185,11 +185,11 @@ def _advance(counts: dict[Address, int], eqn: Any) -> dict[Address, int]:
 def site_ids(jaxpr: Jaxpr) -> list[SiteId]:
     """The identity of every site, the way `run` counts and in the order of `sites`."""
     found: list[SiteId] = []
-    _identify(jaxpr, {}, found)
+    identify(jaxpr, {}, found)
     return found
 
 
-def _identify(jaxpr: Jaxpr, counts: dict[Address, int], found: list[SiteId]) -> dict[Address, int]:
+def identify(jaxpr: Jaxpr, counts: dict[Address, int], found: list[SiteId]) -> dict[Address, int]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is site_p:
             address = eqn.params["site"].address
@@ -197,28 +197,28 @@ def _identify(jaxpr: Jaxpr, counts: dict[Address, int], found: list[SiteId]) -> 
         elif site_of(eqn) is not None:
             inside = counts
             for inner in inner_jaxprs(eqn.params):
-                after = _identify(inner, inside, found)
+                after = identify(inner, inside, found)
                 inside = counts if eqn.primitive is jp.cond_p else after
         else:
             continue
-        counts = _advance(counts, eqn)
+        counts = advance(counts, eqn)
     return counts
 
 
 # Control flow. Each handler rebuilds one primitive around a run of its body.
 
 
-def _narrow(inputs: Inputs, counts: dict[Address, int], *bodies: Jaxpr) -> Inputs:
+def narrow(inputs: Inputs, counts: dict[Address, int], *bodies: Jaxpr) -> Inputs:
     """Only what the sites of the bodies need."""
     ids: list[SiteId] = []
     for body in bodies:
-        _identify(body, counts, ids)
+        identify(body, counts, ids)
     addresses = {address for address, _ in ids}
     values = {role: {a: v for a, v in by.items() if a in addresses} for role, by in inputs.values.items()}
     return Inputs(values, {site_id: inputs.keys[site_id] for site_id in dict.fromkeys(ids) if site_id in inputs.keys})
 
 
-def _fold(keys: dict[SiteId, Any], index: Any) -> dict[SiteId, Any]:
+def fold(keys: dict[SiteId, Any], index: Any) -> dict[SiteId, Any]:
     if not keys:
         return keys
     folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(jnp.stack(list(keys.values())), index)
@@ -232,7 +232,7 @@ def _inline(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, count
 
 def _checkpoint(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts: dict[Address, int]) -> Any:
     jaxpr = eqn.params["jaxpr"]
-    inputs = _narrow(inputs, counts, jaxpr)
+    inputs = narrow(inputs, counts, jaxpr)
 
     def body(operands: Any, inputs: Inputs) -> Any:
         return run(jaxpr, (), operands, rule, inputs, counts)
@@ -257,14 +257,14 @@ def _scan(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     closed, length = eqn.params["jaxpr"], eqn.params["length"]
     n_consts, n_carry = scan_sizes(eqn)
     consts, carry = operands[:n_consts], operands[n_consts : n_consts + n_carry]
-    inputs = _narrow(inputs, counts, closed.jaxpr)
+    inputs = narrow(inputs, counts, closed.jaxpr)
 
     def body(carry: Any, x: Any) -> Any:
         xs, step = x
         outs, record = run(closed.jaxpr, closed.consts, [*consts, *carry, *xs], rule, step, counts)
         return outs[:n_carry], (outs[n_carry:], record)
 
-    keys = jax.vmap(_fold, in_axes=(None, 0))(inputs.keys, jnp.arange(length)) if length else inputs.keys
+    keys = jax.vmap(fold, in_axes=(None, 0))(inputs.keys, jnp.arange(length)) if length else inputs.keys
     xs = (list(operands[n_consts + n_carry :]), Inputs(inputs.values, keys))
     options = {name: eqn.params[name] for name in ("reverse", "unroll")}
     carry, (ys, record) = jax.lax.scan(body, list(carry), xs, length=length, **options)
@@ -282,14 +282,14 @@ def _while(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts
         )
     n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
-    inputs = _narrow(inputs, counts, body.jaxpr)
+    inputs = narrow(inputs, counts, body.jaxpr)
 
     def keep_going(state: Any) -> Any:
         return jax.core.eval_jaxpr(cond.jaxpr, cond.consts, *cond_consts, *state[1])[0]
 
     def step(state: Any) -> Any:
         index, carry, total = state
-        keyed = Inputs(inputs.values, _fold(inputs.keys, index))
+        keyed = Inputs(inputs.values, fold(inputs.keys, index))
         outs, record = run(body.jaxpr, body.consts, [*body_consts, *carry], rule, keyed, counts)
         return index + 1, outs, _add(total, record.total)
 
@@ -304,7 +304,7 @@ def _cond(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     recorded = {
         located.site.address: located for branch in branches for located in sites(branch.jaxpr) if rule.records(located)
     }
-    inputs = _narrow(inputs, counts, *(branch.jaxpr for branch in branches))
+    inputs = narrow(inputs, counts, *(branch.jaxpr for branch in branches))
 
     def alternative(branch: Any) -> Callable[..., Any]:
         def body(args: Any, inputs: Inputs) -> Any:
@@ -324,11 +324,11 @@ def _absent(located: Located) -> Any:
 
 def _lanes(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts: dict[Address, int]) -> Any:
     closed, size, axis = eqn.params["jaxpr"], eqn.params["size"], eqn.params["axis"]
-    inputs = _narrow(inputs, counts, closed.jaxpr)
+    inputs = narrow(inputs, counts, closed.jaxpr)
     lane_rule = rule.in_lane(axis)
 
     def lane(index: Any, args: Any, values: Any, keys: Any) -> Any:
-        return run(closed.jaxpr, closed.consts, args, lane_rule, Inputs(values, _fold(keys, index)), counts)
+        return run(closed.jaxpr, closed.consts, args, lane_rule, Inputs(values, fold(keys, index)), counts)
 
     axes = [0 if batched else None for batched in eqn.params["batched"]]
     named = {} if axis is None else {"axis_name": axis}

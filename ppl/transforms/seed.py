@@ -47,21 +47,31 @@ def site_keys(key: Any, ids: Sequence[SiteId]) -> dict[SiteId, Any]:
     return {site_id: keys[i] for i, site_id in enumerate(ids)}
 
 
-def random_inputs(key: Any, jaxpr: Jaxpr, wants_noise: Callable[[Site], bool]) -> Inputs:
-    """A key for each site of a jaxpr, or the noise already drawn from it.
+def random_inputs(
+    key: Any, jaxpr: Jaxpr, wants_noise: Callable[[SiteId], bool], samples: int | None = None
+) -> Inputs:
+    """A key for each site of a jaxpr, or the noise already drawn from it; `samples` of each, stacked, where that is a number.
 
     Normal noise is drawn for all small sites in one call, and for larger ones by size: on a CPU each call of the generator is
     a loop of its own, which would cost more than the rest of a small program.
     """
     ids = site_ids(jaxpr)
     keys: dict[SiteId, Any] = site_keys(key, list(dict.fromkeys(ids)))
-    padding = getattr(jax.config, "jax_threefry_partitionable")  # noqa: B009 - otherwise a longer draw does not begin with a shorter one
+    lead = () if samples is None else (samples,)
+    # Without it, a longer draw does not begin with a shorter one.
+    padding = getattr(jax.config, "jax_threefry_partitionable")  # noqa: B009
     groups: dict[Any, list[tuple[SiteId, tuple[int, ...]]]] = {}
     for site_id, located in zip(ids, sites(jaxpr), strict=True):
-        site = located.site
-        if site.kind == SAMPLE and not located.in_body and wants_noise(site) and takes_noise(site):
-            size = math.prod(site.full_shape)
-            groups.setdefault((site.dtype, None if size <= _SMALL and padding else size), []).append((site_id, site.full_shape))
+        site, shape = located.site, lead + located.site.full_shape
+        if site.kind == SAMPLE and not located.in_body and wants_noise(site_id) and takes_noise(site):
+            size = math.prod(shape)
+            groups.setdefault((site.dtype, None if size <= _SMALL and padding else size), []).append((site_id, shape))
+    if samples is not None:
+        noisy = {site_id for group in groups.values() for site_id, _ in group}
+        rest = [site_id for site_id in keys if site_id not in noisy]
+        if rest:
+            split = jax.vmap(lambda key: jax.random.split(key, samples))(jnp.stack([keys[site_id] for site_id in rest]))
+            keys.update({site_id: split[i] for i, site_id in enumerate(rest)})
     for (dtype, _), group in groups.items():
         longest = max(math.prod(shape) for _, shape in group)
         normal = functools.partial(jax.random.normal, shape=(longest,), dtype=dtype)

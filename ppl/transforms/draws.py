@@ -1,0 +1,186 @@
+"""One site of an objective, drawn by its estimator: its value in every branch, and its weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppl import errors
+from ppl.densities import batched_distribution, draw, elementwise, per_lane
+from ppl.estimators import Branches, Particle
+from ppl.estimators.protocol import PRODUCT, SINGLE
+from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, restore
+from ppl.transforms.branches import Axis, Branched, each_branch, first_as_axis, move_own, union_axes
+from ppl.transforms.plan import SitePlan
+from ppl.transforms.simulate import given_value, refuse_improper
+
+
+def draw_site(
+    plan: SitePlan, leaves: Sequence[Branched], key: Any, loops: Sequence[Any], perturbation: Axis | None
+) -> tuple[Branched, Branched | None]:
+    """The site's value, and its weights: log weights by element where there is one branch, else weights `(*elements, branches)`.
+
+    `loops` are the current indices of the loops around the site.
+    """
+    _refuse(plan.site, plan.estimator)
+    if plan.estimator.coupling == SINGLE:
+        particle = each_branch(lambda *arrays: tuple(_particle(plan, arrays, key)), leaves)
+        value, log_weight = particle
+        return value, log_weight
+    values, weights = each_branch(lambda *arrays: tuple(_branches(plan, arrays, key)), leaves)
+    weights = move_own(weights, 0, -1)
+    if plan.estimator.coupling == PRODUCT:
+        return _enumerated(plan, _constant(values), loops), weights
+    if plan.perturbs:
+        assert perturbation is not None
+        return _perturbed(plan, values, loops, perturbation), weights.at(perturbation, 0)
+    return _shared(plan, values, weights)
+
+
+def sole_value(site: Site, leaves: Sequence[Any], key: Any, estimator: Any) -> Any:
+    """The value of a site that has no weight: a computed one, or a draw that is a differentiable function, or none at all."""
+    if site.kind == DETERMINISTIC:
+        return given_value(site, leaves)
+    if site.kind in (OBSERVED, FACTOR):
+        raise errors.ObjectiveError(
+            f"the objective states {site.kind} {site.name!r}, and has no density that it could count in.\n"
+            f"  {site.where}\nPut it into a program and use that program's log density."
+        )
+    refuse_improper(site)
+    if site.kind == SUBSAMPLE:
+        return draw(site, leaves, key)
+    if site.detached:
+        return jax.lax.stop_gradient(draw(site, leaves, key))
+    _refuse(site, estimator)
+    return _drawn(site, estimator, leaves, key).value
+
+
+def _refuse(site: Site, estimator: Any) -> None:
+    reason = estimator.refuses(restore(site, [0.0] * site.tree.num_leaves).distribution, site)
+    if reason is not None:
+        raise errors.EstimatorError(
+            f"{type(estimator).__name__} cannot serve {site.name!r} ~ {site.distribution_name}: {reason}.\n"
+            f"  {site.where}\nLeave the choice open, or use with_estimators to name another."
+        )
+
+
+def _drawn(site: Site, estimator: Any, leaves: Sequence[Any], key: Any) -> Any:
+    batched = batched_distribution(site, leaves) if site.plates else restore(site, leaves).distribution
+    if batched is not None:
+        return estimator.particle(key, elementwise(batched))
+    return per_lane(site, leaves, key, lambda key, distribution: estimator.particle(key, elementwise(distribution)))
+
+
+def _particle(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Particle:
+    particle = _drawn(plan.site, plan.estimator, leaves, key)
+    if not isinstance(particle, Particle):
+        raise errors.EstimatorError(
+            f"{type(plan.estimator).__name__} has coupling 'single' and gave {type(particle).__name__} at {plan.site.name!r}; "
+            f"it must give a Particle.\n  {plan.site.where}"
+        )
+    return particle
+
+
+def _branches(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Branches:
+    found = _drawn(plan.site, plan.estimator, leaves, key)
+    if not isinstance(found, Branches):
+        raise errors.EstimatorError(
+            f"{type(plan.estimator).__name__} has coupling {plan.estimator.coupling!r} and gave {type(found).__name__} at "
+            f"{plan.site.name!r}; it must give Branches.\n  {plan.site.where}"
+        )
+    site = plan.site
+    if site.plates and batched_distribution(site, leaves) is None:  # the lanes stand in front of the branches
+        n = len(site.plates)
+        found = Branches(jnp.moveaxis(found.values, n, 0), jnp.moveaxis(found.weights, n, 0))
+    return found
+
+
+def _constant(values: Branched) -> Branched:
+    """Enumerated values, which are the same whatever the parameters are."""
+    return Branched(values.array[(0,) * len(values.axes)])
+
+
+def _enumerated(plan: SitePlan, values: Branched, loops: Sequence[Any]) -> Branched:
+    """All values, each along the axis of its branch; elements that branch one by one have axes of their own."""
+    if plan.chain is not None and not plan.split:
+        return first_as_axis(values, plan.axes[1])
+    if not plan.split:
+        return first_as_axis(values, plan.axes[0])
+    if plan.chain is not None:
+        raise errors.EstimatorError(
+            f"the elements of {plan.site.name!r} are coupled along a loop and within a step too.\n  {plan.site.where}\n"
+            "Join them to one Categorical variable of all their combinations, or use LocalExpectation() or ScoreFunction()."
+        )
+    result = Branched(values.array[0])
+    for axis, mask in zip(plan.axes, _element_masks(plan, loops, values.shape[1:]), strict=True):
+        along = first_as_axis(values, axis)
+        axes = union_axes([result.axes, along.axes])
+        result = Branched(jnp.where(mask, along.over(axes), result.over(axes)), axes)
+    return result
+
+
+def _element_masks(plan: SitePlan, loops: Sequence[Any], shape: Sequence[int]) -> list[Any]:
+    """For each element that branches by itself, where it stands in a value of this shape at the current steps of the loops."""
+    masks = []
+    for index in itertools.product(*(range(plan.shape[dim]) for dim in plan.split)):
+        mask = jnp.ones(shape, bool)
+        for dim, i in zip(plan.split, index, strict=True):
+            if dim < plan.n_loops:
+                mask = mask & (loops[dim] == i)
+            else:
+                mask = mask & (jax.lax.broadcasted_iota(jnp.int32, shape, dim - plan.n_loops) == i)
+        masks.append(mask)
+    return masks
+
+
+def _perturbed(plan: SitePlan, values: Branched, loops: Sequence[Any], axis: Axis) -> Branched:
+    """The draw in every row of the perturbation but its own ones, where one element after the other takes the other values."""
+    n = len(values.axes)
+    draw = Branched(values.array[(slice(None),) * n + (0,)], values.axes).spread((axis,))
+    alternatives = values.at(axis, 0)
+    rest = alternatives.axes
+    others = Branched(alternatives.array[(slice(None),) * len(rest) + (slice(1, None),)], rest)
+    masks = jnp.stack(_element_masks(plan, loops, values.shape[1:]))  # (elements, *value)
+
+    def own_rows(draw: Any, others: Any) -> Any:  # (*value), (count - 1, *value) -> (rows, *value)
+        rows = jnp.where(masks[:, None], others[None], draw[None, None])
+        return jnp.reshape(rows, (plan.rows, *jnp.shape(draw)))
+
+    own = each_branch(own_rows, [draw.at(axis, 0), others])
+    front = jnp.moveaxis(draw.array, draw.axes.index(axis), 0)
+    middle = jnp.moveaxis(own.array, len(rest), 0)
+    joined = jnp.concatenate([front[: plan.offset], middle, front[plan.offset + plan.rows :]])
+    return first_as_axis(Branched(jnp.moveaxis(joined, 0, len(rest)), rest), axis)
+
+
+def _shared(plan: SitePlan, values: Branched, weights: Branched) -> tuple[Branched, Branched]:
+    """Branch i along the shared axis, with the parameters of branch i where these have the axis too."""
+    (axis,) = plan.axes
+    if axis not in values.axes:
+        return first_as_axis(values, axis), weights
+    where = values.axes.index(axis)
+    rest = tuple(a for a in values.axes if a != axis)
+    value = jnp.diagonal(values.array, axis1=where, axis2=len(values.axes))  # the axis is last now
+    value = first_as_axis(Branched(jnp.moveaxis(value, -1, len(rest)), rest), axis)
+    weight = jnp.diagonal(weights.array, axis1=where, axis2=weights.array.ndim - 1)
+    return value, Branched(weight, rest)
+
+
+def neutral(plan: SitePlan, axes: Sequence[Axis], site_shape: Sequence[int], dtype: Any) -> Branched:
+    """The weights of a site that was not reached: they change nothing."""
+    if plan.estimator.coupling == SINGLE:
+        weights = jnp.zeros(tuple(site_shape), dtype)
+    elif plan.estimator.coupling == PRODUCT:
+        weights = jnp.zeros((*site_shape, plan.count), dtype).at[..., 0].set(1.0)
+    elif plan.perturbs:
+        weights = jnp.zeros((*site_shape, plan.count), dtype).at[..., 0].set(1.0)
+    else:
+        weights = jnp.full((*site_shape, plan.count), 1.0 / plan.count, dtype)
+    return Branched(weights).spread(axes)
+
+
+__all__ = ["draw_site", "neutral"]

@@ -1,0 +1,306 @@
+"""What the surrogate does at every site: its estimator, which elements branch together, and what that costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ppl import errors
+from ppl.estimators import Enumerate, Estimator, ScoreFunction, pathwise_choice, support_size
+from ppl.densities import elementwise
+from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE
+from ppl.site import SAMPLE, Site, restore, show
+from ppl.transforms.branches import Axis
+from ppl.transforms.influence import (
+    EARLIER,
+    ENUMERATED,
+    NOW,
+    TRANSPARENT,
+    WEIGHTED,
+    Influences,
+    Key,
+    Scope,
+    element_shape,
+)
+from ppl.transforms.interpret import SiteId, site_ids
+from ppl.transforms.stage import Located, sites
+from ppl.transforms.steps import Steps, steps_of
+from ppl.transforms.terms import Terms, terms_of
+
+LIMIT = 4096
+"""The most branches that a value may have."""
+
+AFFORDABLE = 64
+"""The most branches that enumeration takes where the user named no estimator."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SitePlan:
+    """One site. `shape` are its elements, loops around it first; `split` the dimensions whose elements branch one by one.
+
+    `chain` is the dimension of a loop along which an enumerated site is eliminated step by step. `axes` are the branches that
+    its value has; with coupling `"each"` or `"joint"` without an axis, these are `rows` of the perturbation's axis, from
+    `offset` on, `count` branches for each split element.
+    """
+
+    site_id: SiteId
+    located: Located
+    estimator: Estimator
+    why: str
+    position: int
+    shape: tuple[int, ...]
+    count: int = 1
+    split: tuple[int, ...] = ()
+    chain: int | None = None
+    reverse: bool = False
+    axes: tuple[Axis, ...] = ()
+    offset: int = 0
+    rows: int = 0
+
+    @property
+    def site(self) -> Site:
+        return self.located.site
+
+    @property
+    def weighted(self) -> bool:
+        return not self.site.detached and self.site.kind == SAMPLE and not _transparent(self.estimator)
+
+    @property
+    def n_loops(self) -> int:
+        return len(self.shape) - len(element_shape(self.site))
+
+    @property
+    def elements(self) -> int:
+        """How many elements branch one by one."""
+        return math.prod(self.shape[dim] for dim in self.split)
+
+    @property
+    def perturbs(self) -> bool:
+        return self.estimator.coupling == EACH or (self.estimator.coupling == JOINT and self.estimator.axis is None)
+
+
+def template(site: Site) -> Any:
+    """The site's distribution with zeros for its parameters, and all its independent elements in the batch shape."""
+    return elementwise(restore(site, [0.0] * site.tree.num_leaves).distribution)
+
+
+def _transparent(estimator: Estimator) -> bool:
+    return estimator.coupling == SINGLE and not getattr(estimator, "weighted", True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The whole objective, taken apart. `parents` has what the parameters of each site depend on."""
+
+    steps: Steps
+    terms: Terms
+    sites: Mapping[SiteId, SitePlan]
+    parents: Mapping[SiteId, Influences]
+    perturbation: Axis | None
+
+    @property
+    def branching(self) -> bool:
+        return any(plan.axes for plan in self.sites.values())
+
+
+def make_plan(jaxpr: Any, consts: Sequence[Any], choices: Mapping[SiteId, SitePlan]) -> Plan:
+    """Choose estimators where the user named none, and find out which elements can branch together."""
+    chosen = dict(choices)
+    while True:
+        plan = _analyse(jaxpr, consts, chosen)
+        crowded = _crowded(plan)
+        if crowded is None:
+            return plan
+        automatic = [site_id for site_id in crowded if chosen[site_id].why == AUTOMATIC]
+        for site_id in automatic:
+            chosen[site_id] = dataclasses.replace(
+                chosen[site_id], estimator=_score(chosen[site_id].site), why="its values are too many to enumerate together"
+            )
+        if not automatic:
+            _refuse(plan, crowded)
+
+
+AUTOMATIC = "few values"
+
+
+def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
+    """The estimator of each site, before it is known what enumeration would cost."""
+    found: dict[SiteId, SitePlan] = {}
+    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr), strict=True):
+        site = located.site
+        if site.kind != SAMPLE:
+            continue
+        estimator, why = _choose(site, located)
+        shape = located.stack + element_shape(site)
+        found[site_id] = SitePlan(site_id, located, estimator, why, len(found), shape)
+    return found
+
+
+def chosen_estimator(site: Site) -> Estimator:
+    """The estimator of a site by itself, wherever it stands."""
+    return _choose(site, Located(site))[0]
+
+
+def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
+    distribution = template(site)
+    if site.estimator is not None:
+        return site.estimator, "named by the user"
+    choice = pathwise_choice(distribution)
+    if choice is not None:
+        return choice, "draws have right pathwise derivatives"
+    size = support_size(distribution)
+    if size is not None and size <= AFFORDABLE and not located.in_while:
+        return Enumerate(), AUTOMATIC
+    return _score(site), "no pathwise derivative, and many values"
+
+
+def _score(site: Site) -> Estimator:
+    score = ScoreFunction()
+    reason = score.refuses(template(site), site)
+    if reason is None:
+        return score
+    raise errors.EstimatorError(
+        f"no unbiased gradient estimator is known for {site.name!r} ~ {site.distribution_name}: draws have no right pathwise "
+        f"derivative, and {reason}.\n  {site.where}\n"
+        "Use a distribution with fixed support or a pathwise derivative, or .detach() the site."
+    )
+
+
+def _analyse(jaxpr: Any, consts: Sequence[Any], chosen: Mapping[SiteId, SitePlan]) -> Plan:
+    def trait(site_id: SiteId, site: Site) -> str:
+        plan = chosen.get(site_id)
+        if plan is None or not plan.weighted:
+            return TRANSPARENT
+        return ENUMERATED if plan.estimator.coupling == PRODUCT else WEIGHTED
+
+    parents: dict[SiteId, Influences] = {}
+    steps = steps_of(jaxpr, consts, [], Scope(trait, parents), {})
+    terms = terms_of(steps)
+    uses = [steps.influences[number] for number in terms.numbers] + list(parents.values())
+    found = {site_id: _branch(plan, uses, parents) for site_id, plan in chosen.items()}
+    plans, perturbation = _number_axes(found)
+    return Plan(steps, terms, plans, parents, perturbation)
+
+
+def _branch(plan: SitePlan, uses: Sequence[Influences], parents: Mapping[SiteId, Influences]) -> SitePlan:
+    """Which dimensions of a site's elements have to branch one by one."""
+    if not plan.weighted or plan.estimator.coupling == SINGLE:
+        return plan
+    site, estimator = plan.site, plan.estimator
+    if plan.located.in_while:
+        raise errors.EstimatorError(
+            f"{type(estimator).__name__} cannot serve {site.name!r} in a while_loop.\n  {site.where}\nUse ScoreFunction() there."
+        )
+    plan = dataclasses.replace(plan, count=estimator.branches(template(site)))
+    if estimator.coupling == JOINT:
+        own = parents.get(plan.site_id, {})
+        split = _coupled(plan, [own]) if estimator.axis is None else ()
+        return dataclasses.replace(plan, split=split)
+    split = _coupled(plan, uses)
+    if estimator.coupling == PRODUCT:
+        for dim in split:
+            directions = _directions(plan, dim, uses) if dim < plan.n_loops else set()
+            if len(directions) == 1 and _is_chain(plan, dim, uses):
+                rest = tuple(d for d in split if d != dim)
+                return dataclasses.replace(plan, split=rest, chain=dim, reverse=directions.pop())
+    return dataclasses.replace(plan, split=split)
+
+
+def _coupled(plan: SitePlan, uses: Sequence[Influences]) -> tuple[int, ...]:
+    """The dimensions along which some use mixes elements, or lags behind them."""
+    places = [place for use in uses for key, place in use.items() if key.site == plan.site_id]
+    return tuple(
+        dim
+        for dim, size in enumerate(plan.shape)
+        if size > 1 and any(place[dim] is None or place[dim].lags != NOW for place in places)
+    )
+
+
+def _directions(plan: SitePlan, dim: int, uses: Sequence[Influences]) -> set[bool]:
+    places = [place for use in uses for key, place in use.items() if key.site == plan.site_id]
+    return {at.reverse for at in (place[dim] for place in places) if at is not None and at.lags != NOW}
+
+
+def _is_chain(plan: SitePlan, dim: int, uses: Sequence[Influences]) -> bool:
+    """Whether every value depends on this step's and the last step's element alone."""
+    for use in uses:
+        for key, place in use.items():
+            if key.site == plan.site_id and (place[dim] is None or (key.direct and EARLIER in place[dim].lags)):
+                return False
+    return True
+
+
+def _number_axes(found: Mapping[SiteId, SitePlan]) -> tuple[dict[SiteId, SitePlan], Axis | None]:
+    rows = 1
+    shared: dict[Any, Axis] = {}
+    plans: dict[SiteId, SitePlan] = {}
+    for site_id, plan in found.items():
+        coupling = plan.estimator.coupling
+        if not plan.weighted or coupling == SINGLE:
+            plans[site_id] = plan
+        elif coupling == PRODUCT:
+            n_axes = 2 if plan.chain is not None else plan.elements
+            axes = tuple(Axis(plan.position, part, plan.count) for part in range(n_axes))
+            plans[site_id] = dataclasses.replace(plan, axes=axes)
+        elif plan.perturbs:
+            chosen_one = getattr(plan.estimator, "one_element", False)
+            count = (plan.count - 1) * (1 if chosen_one else plan.elements)
+            plans[site_id] = dataclasses.replace(plan, offset=rows, rows=count)
+            rows += count
+        else:
+            axis = shared.setdefault((plan.estimator.axis, plan.count), Axis(plan.position, 0, plan.count))
+            plans[site_id] = dataclasses.replace(plan, axes=(axis,))
+    perturbation = Axis(-1, 0, rows) if rows > 1 else None
+    if perturbation is not None:
+        plans = {i: dataclasses.replace(p, axes=(perturbation,)) if p.rows else p for i, p in plans.items()}
+    return plans, perturbation
+
+
+def value_axes(influences: Influences, plans: Mapping[SiteId, SitePlan]) -> dict[Axis, SiteId]:
+    """The axes that a value with these influences has, each with a site that it is from."""
+    axes: dict[Axis, SiteId] = {}
+    for key, place in influences.items():
+        plan = plans[key.site]
+        if not key.direct:
+            continue
+        if plan.chain is not None:
+            at = place[plan.chain]
+            lags = NOW if at is None else at.lags
+            axes.update({plan.axes[0 if lag else 1]: key.site for lag in lags})
+        else:
+            axes.update(dict.fromkeys(plan.axes, key.site))
+    return axes
+
+
+def _crowded(plan: Plan) -> list[SiteId] | None:
+    """Sites whose branches together are too many for some value, if there are any."""
+    limit = {site_id: AFFORDABLE if p.why == AUTOMATIC else LIMIT for site_id, p in plan.sites.items()}
+    for influences in itertools.chain(plan.steps.influences, plan.parents.values()):
+        axes = value_axes(influences, plan.sites) if influences else {}
+        if axes and math.prod(axis.size for axis in axes) > min(limit[site_id] for site_id in axes.values()):
+            names = {key.site for key in influences if key.direct and plan.sites[key.site].axes}
+            return [site_id for site_id in plan.sites if site_id in names]
+    return None
+
+
+def _refuse(plan: Plan, crowded: Sequence[SiteId]) -> None:
+    plans = [plan.sites[site_id] for site_id in crowded]
+    count = math.prod({axis: axis.size for p in plans for axis in p.axes}.values())
+    names = ", ".join(
+        f"{show(p.site.address)!r}" + (f" ({p.elements} elements)" if p.elements > 1 else "") for p in plans
+    )
+    how = {type(p.estimator).__name__ for p in plans}
+    raise errors.EstimatorError(
+        f"{' and '.join(sorted(how))} would take {count:.3g} evaluations of a value on which {names} act together; the limit "
+        f"is {LIMIT}.\n  {plans[0].site.where}\n"
+        "Estimators whose cost does not multiply: LocalExpectation() and MeasureValued() (one element at a time), "
+        "OneElement(...) of either (one at random), DisARM(), Samples(K), ScoreFunction()."
+    )
+
+
+Choose = Callable[[Site], Estimator]
+
+__all__ = ["AFFORDABLE", "LIMIT", "Key", "Plan", "SitePlan", "make_plan", "value_axes"]
