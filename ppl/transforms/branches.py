@@ -117,7 +117,6 @@ def sum_over(value: Branched, axis: Axis) -> Branched:
     return Branched(jnp.sum(value.array, axis=where), tuple(a for a in value.axes if a != axis))
 
 
-def move_own(value: Branched, source: int, destination: int) -> Branched:
-    """Move a dimension behind the axes."""
-    n = len(value.axes)
-    return Branched(jnp.moveaxis(value.array, n + source, n + destination), value.axes)
+def first_as_last(value: Branched) -> Branched:
+    """The value with its first dimension in one branch moved behind the others."""
+    return Branched(jnp.moveaxis(value.array, len(value.axes), -1), value.axes)

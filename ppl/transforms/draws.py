@@ -14,7 +14,7 @@ from ppl.densities import batched_distribution, draw, elementwise, per_lane
 from ppl.estimators import Branches, Particle
 from ppl.estimators.protocol import PRODUCT, SINGLE
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, restore
-from ppl.transforms.branches import Axis, Branched, each_branch, first_as_axis, move_own, union_axes
+from ppl.transforms.branches import Axis, Branched, each_branch, first_as_axis, first_as_last, union_axes
 from ppl.transforms.plan import SitePlan
 from ppl.transforms.simulate import given_value, refuse_improper
 
@@ -32,13 +32,13 @@ def draw_site(
         value, log_weight = particle
         return value, log_weight
     values, weights = each_branch(lambda *arrays: tuple(_branches(plan, arrays, key)), leaves)
-    weights = move_own(weights, 0, -1)
+    weights = first_as_last(weights)
     if plan.estimator.coupling == PRODUCT:
         return _enumerated(plan, _constant(values), loops), weights
     if plan.perturbs:
         assert perturbation is not None
-        return _perturbed(plan, values, loops, perturbation), weights.at(perturbation, 0)
-    return _shared(plan, values, weights)
+        return _perturbed(plan, values, loops, perturbation), own_branch(plan, weights)
+    return _shared(plan, values), own_branch(plan, weights)
 
 
 def sole_value(site: Site, leaves: Sequence[Any], key: Any, estimator: Any) -> Any:
@@ -145,29 +145,40 @@ def _perturbed(plan: SitePlan, values: Branched, loops: Sequence[Any], axis: Axi
     rest = alternatives.axes
     others = Branched(alternatives.array[(slice(None),) * len(rest) + (slice(1, None),)], rest)
     masks = jnp.stack(_element_masks(plan, loops, values.shape[1:]))  # (elements, *value)
-
-    def own_rows(draw: Any, others: Any) -> Any:  # (*value), (count - 1, *value) -> (rows, *value)
-        rows = jnp.where(masks[:, None], others[None], draw[None, None])
-        return jnp.reshape(rows, (plan.rows, *jnp.shape(draw)))
-
-    own = each_branch(own_rows, [draw.at(axis, 0), others])
     front = jnp.moveaxis(draw.array, draw.axes.index(axis), 0)
-    middle = jnp.moveaxis(own.array, len(rest), 0)
-    joined = jnp.concatenate([front[: plan.offset], middle, front[plan.offset + plan.rows :]])
+    before, block, after = jnp.split(front, [plan.offset, plan.offset + plan.rows])
+
+    def own_rows(drawn: Any, others: Any) -> Any:  # (rows, *value), (count - 1, *value) -> (rows, *value)
+        drawn = jnp.reshape(drawn, (plan.elements, plan.count - 1, *jnp.shape(drawn)[1:]))
+        return jnp.reshape(jnp.where(masks[:, None], others[None], drawn), (plan.rows, *jnp.shape(drawn)[2:]))
+
+    # In the rows of a later element, an earlier one may have changed what this one is drawn from.
+    block = Branched(jnp.moveaxis(block, 0, len(rest)), rest)
+    own = jnp.moveaxis(each_branch(own_rows, [block, others]).array, len(rest), 0)
+    joined = jnp.concatenate([before, own, after])
     return first_as_axis(Branched(jnp.moveaxis(joined, 0, len(rest)), rest), axis)
 
 
-def _shared(plan: SitePlan, values: Branched, weights: Branched) -> tuple[Branched, Branched]:
+def _shared(plan: SitePlan, values: Branched) -> Branched:
     """Branch i along the shared axis, with the parameters of branch i where these have the axis too."""
     (axis,) = plan.axes
     if axis not in values.axes:
-        return first_as_axis(values, axis), weights
+        return first_as_axis(values, axis)
     where = values.axes.index(axis)
     rest = tuple(a for a in values.axes if a != axis)
     value = jnp.diagonal(values.array, axis1=where, axis2=len(values.axes))  # the axis is last now
-    value = first_as_axis(Branched(jnp.moveaxis(value, -1, len(rest)), rest), axis)
-    weight = jnp.diagonal(weights.array, axis1=where, axis2=weights.array.ndim - 1)
-    return value, Branched(weight, rest)
+    return first_as_axis(Branched(jnp.moveaxis(value, -1, len(rest)), rest), axis)
+
+
+def own_branch(plan: SitePlan, weights: Branched) -> Branched:
+    """Weights without the axis that the site's own branches are on: its branch i has the weights of where branch i leads."""
+    if plan.estimator.coupling in (SINGLE, PRODUCT) or plan.axes[0] not in weights.axes:
+        return weights
+    (axis,) = plan.axes
+    if plan.perturbs:
+        return weights.at(axis, 0)
+    where, last = weights.axes.index(axis), weights.array.ndim - 1
+    return Branched(jnp.diagonal(weights.array, axis1=where, axis2=last), tuple(a for a in weights.axes if a != axis))
 
 
 def neutral(plan: SitePlan, axes: Sequence[Axis], site_shape: Sequence[int], dtype: Any) -> Branched:
@@ -183,4 +194,4 @@ def neutral(plan: SitePlan, axes: Sequence[Axis], site_shape: Sequence[int], dty
     return Branched(weights).spread(axes)
 
 
-__all__ = ["draw_site", "neutral"]
+__all__ = ["draw_site", "neutral", "own_branch", "sole_value"]

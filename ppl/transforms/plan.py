@@ -82,9 +82,9 @@ class SitePlan:
         return self.estimator.coupling == EACH or (self.estimator.coupling == JOINT and self.estimator.axis is None)
 
 
-def template(site: Site) -> Any:
-    """The site's distribution with zeros for its parameters, and all its independent elements in the batch shape."""
-    return elementwise(restore(site, [0.0] * site.tree.num_leaves).distribution)
+def template(located: Located) -> Any:
+    """The site's distribution in one lane, with zeros for parameters that are no literals, and independent elements apart."""
+    return elementwise(restore(located.site, located.operands).distribution)
 
 
 def _transparent(estimator: Estimator) -> bool:
@@ -117,7 +117,7 @@ def make_plan(jaxpr: Any, consts: Sequence[Any], choices: Mapping[SiteId, SitePl
         automatic = [site_id for site_id in crowded if chosen[site_id].why == AUTOMATIC]
         for site_id in automatic:
             chosen[site_id] = dataclasses.replace(
-                chosen[site_id], estimator=_score(chosen[site_id].site), why="its values are too many to enumerate together"
+                chosen[site_id], estimator=_score(chosen[site_id].located), why="its values are too many to enumerate together"
             )
         if not automatic:
             _refuse(plan, crowded)
@@ -141,11 +141,15 @@ def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
 
 def chosen_estimator(site: Site) -> Estimator:
     """The estimator of a site by itself, wherever it stands."""
-    return _choose(site, Located(site))[0]
+    if site.estimator is not None:
+        return site.estimator
+    choice = pathwise_choice(elementwise(restore(site, [0.0] * site.tree.num_leaves).distribution))
+    assert choice is not None
+    return choice
 
 
 def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
-    distribution = template(site)
+    distribution = template(located)
     if site.estimator is not None:
         return site.estimator, "named by the user"
     choice = pathwise_choice(distribution)
@@ -154,12 +158,13 @@ def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
     size = support_size(distribution)
     if size is not None and size <= AFFORDABLE and not located.in_while:
         return Enumerate(), AUTOMATIC
-    return _score(site), "no pathwise derivative, and many values"
+    return _score(located), "no pathwise derivative, and many values"
 
 
-def _score(site: Site) -> Estimator:
+def _score(located: Located) -> Estimator:
+    site = located.site
     score = ScoreFunction()
-    reason = score.refuses(template(site), site)
+    reason = score.refuses(template(located), site)
     if reason is None:
         return score
     raise errors.EstimatorError(
@@ -194,7 +199,7 @@ def _branch(plan: SitePlan, uses: Sequence[Influences], parents: Mapping[SiteId,
         raise errors.EstimatorError(
             f"{type(estimator).__name__} cannot serve {site.name!r} in a while_loop.\n  {site.where}\nUse ScoreFunction() there."
         )
-    plan = dataclasses.replace(plan, count=estimator.branches(template(site)))
+    plan = dataclasses.replace(plan, count=estimator.branches(template(plan.located)))
     if estimator.coupling == JOINT:
         own = parents.get(plan.site_id, {})
         split = _coupled(plan, [own]) if estimator.axis is None else ()

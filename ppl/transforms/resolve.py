@@ -117,7 +117,7 @@ def _enumerated(plan: SitePlan, weights: Branched, place: Place, ndim: int) -> l
         return [last_as_axis(placed(weights, place, ndim, trailing=1), plan.axes[0])]
     rest = tuple(at for dim, at in enumerate(place) if dim not in plan.split)
     return [
-        last_as_axis(placed(_element(weights, plan, index), rest, ndim, trailing=1), axis)
+        last_as_axis(placed(_element(weights.at(axis, 0), plan, index), rest, ndim, trailing=1), axis)
         for axis, index in zip(plan.axes, _indices(plan), strict=True)
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.extend.core import primitives as jp
 
 from ppl import errors
@@ -57,7 +57,8 @@ def is_array(leaf: Any) -> bool:
 class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
-    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds.
+    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds. `operands` are
+    the site's in one lane: numbers where they are literals, otherwise zeros of their shape.
     """
 
     site: Site
@@ -66,6 +67,7 @@ class Located:
     in_while: bool = False
     in_body: bool = False
     exclusive: tuple[tuple[int, int], ...] = ()
+    operands: tuple[Any, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,11 +94,19 @@ def _walk(jaxpr: Jaxpr) -> Iterator[Located]:
     for eqn in jaxpr.eqns:
         if eqn.primitive is site_p:
             site = eqn.params["site"]
-            yield Located(site, axes=tuple(plate_name(plate.axis) for plate in reversed(site.plates)))
+            axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
+            yield Located(site, axes=axes, operands=tuple(_one_lane(site, i, atom) for i, atom in enumerate(eqn.invars)))
         elif site_of(eqn) is not None:
             for branch, inner in enumerate(inner_jaxprs(eqn.params)):
                 for located in sites(inner):
                     yield _inside(eqn, branch, located)
+
+
+def _one_lane(site: Site, operand: int, atom: Any) -> Any:
+    if isinstance(atom, Literal):
+        return atom.val
+    plates = sum(plate.batched[operand] for plate in site.plates)
+    return np.zeros(atom.aval.shape[plates:], atom.aval.dtype) if isinstance(atom.aval.dtype, np.dtype) else 0.0
 
 
 def plate_name(axis: PlateAxis | None) -> str:

@@ -163,46 +163,53 @@ def carried_sums(eqn: Any) -> list[Increment]:
             uses[atom] = uses.get(atom, 0) + 1
     found: list[Increment] = []
     for carry, var in enumerate(body.invars[n_consts : n_consts + n_carry]):
-        increments = _increments(body.outvars[carry], var, made, uses)
+        increments = _increments(body.outvars[carry], var, _sums_with(var, body, made), made, uses)
         if increments and all(variable.aval.shape == var.aval.shape for variable, _ in increments):
             found += [Increment(carry, variable, sign) for variable, sign in increments]
     return found
 
 
-def _increments(out: Any, start: Any, made: dict[Any, Any], uses: dict[Any, int]) -> list[tuple[Any, float]] | None:
+def _increments(
+    out: Any, start: Any, sums: set[Any], made: dict[Any, Any], uses: dict[Any, int]
+) -> list[tuple[Any, float]] | None:
     """The terms that are added to `start` to make `out`, or None if it is made in another way."""
     increments: list[tuple[Any, float]] = []
     while out is not start:
-        eqn = None if isinstance(out, Literal) else made.get(out)
-        if eqn is None or uses.get(out, 0) != 1:
+        links = _links(out, made) if not isinstance(out, Literal) and uses.get(out, 0) == 1 else []
+        towards = [link for link in links if not isinstance(link[0], Literal) and link[0] in sums]
+        if not towards:
             return None
-        name = eqn.primitive.name
-        if name not in ("add", "sub", "add_any"):
-            return None
-        first, second = eqn.invars
-        if _leads_to(first, start, made):
-            out, other, sign = first, second, -1.0 if name == "sub" else 1.0
-        elif name != "sub" and _leads_to(second, start, made):
-            out, other, sign = second, first, 1.0
-        else:
-            return None
+        out, other, sign = towards[0]
         if isinstance(other, Literal):
             return None
-        increments.append((other, sign))
+        if other is not None:
+            increments.append((other, sign))
     return increments if uses.get(start, 0) == 1 else None
 
 
-def _leads_to(atom: Any, start: Any, made: dict[Any, Any]) -> bool:
-    """Whether a chain of additions leads from `start` to `atom`."""
-    while atom is not start:
-        eqn = None if isinstance(atom, Literal) else made.get(atom)
-        if eqn is None or eqn.primitive.name not in ("add", "sub", "add_any"):
-            return False
-        first = eqn.invars[0]
-        if eqn.primitive.name != "sub" and first is not start and len(eqn.invars) == 2 and eqn.invars[1] is start:
-            return True
-        atom = first
-    return True
+def _links(atom: Any, made: dict[Any, Any]) -> list[tuple[Any, Any, float]]:
+    """What a value is a sum of, if it is one: each operand that may be the running sum, the other one, and its sign."""
+    eqn = made.get(atom)
+    if eqn is None:
+        return []
+    name = eqn.primitive.name
+    if name == "convert_element_type" and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype:
+        return [(eqn.invars[0], None, 1.0)]
+    if name == "sub":
+        return [(eqn.invars[0], eqn.invars[1], -1.0)]
+    if name in ("add", "add_any"):
+        return [(eqn.invars[0], eqn.invars[1], 1.0), (eqn.invars[1], eqn.invars[0], 1.0)]
+    return []
+
+
+def _sums_with(start: Any, body: Jaxpr, made: dict[Any, Any]) -> set[Any]:
+    """The variables to which a chain of additions leads from `start`."""
+    found = {start}
+    for eqn in body.eqns:
+        for out in eqn.outvars:
+            if any(not isinstance(link[0], Literal) and link[0] in found for link in _links(out, made)):
+                found.add(out)
+    return found
 
 
 __all__ = ["CALLS", "Increment", "Step", "Steps", "carried_sums", "evaluate", "steps_of"]

@@ -20,7 +20,7 @@ from ppl.estimators.protocol import PRODUCT
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.site import Site, site_p
 from ppl.transforms.branches import Axis, Branched, each_branch, rename, union_axes
-from ppl.transforms.draws import draw_site, neutral, sole_value
+from ppl.transforms.draws import draw_site, neutral, own_branch, sole_value
 from ppl.transforms.influence import (
     ENUMERATED,
     NOW,
@@ -81,7 +81,8 @@ def run_steps(steps: Steps, operands: Sequence[Branched], frame: Frame, wanted: 
     env: dict[int, Branched] = {number: Branched(value) for number, value in steps.known.items()}
     env.update(zip(steps.ins, operands, strict=True))
     weights: Weights = {}
-    for step in _needed(steps, wanted):
+    kept, needed = _needed(steps, wanted)
+    for step in kept:
         ins = [env[number] for number in step.ins]
         handle = _HANDLERS.get(step.eqn.primitive) if site_of(step.eqn) or step.sums or _chained(ins, frame) else None
         if step.eqn.primitive is site_p:
@@ -90,7 +91,8 @@ def run_steps(steps: Steps, operands: Sequence[Branched], frame: Frame, wanted: 
             if weight is not None:
                 weights[_site_id(step)] = weight
         elif handle is not None:
-            outs, found = handle(step, ins, [steps.influences[number] for number in step.ins], frame)
+            idle = frozenset(inc.carry for inc in step.sums if step.outs[inc.carry] not in needed)
+            outs, found = handle(step, ins, [steps.influences[number] for number in step.ins], frame, idle)
             weights.update(found)
         else:
             outs = each_branch(lambda *arrays, step=step: evaluate(step, arrays), ins)
@@ -99,14 +101,15 @@ def run_steps(steps: Steps, operands: Sequence[Branched], frame: Frame, wanted: 
     return env, weights
 
 
-def _needed(steps: Steps, wanted: Sequence[int]) -> list[Step]:
+def _needed(steps: Steps, wanted: Sequence[int]) -> tuple[list[Step], set[int]]:
+    """The steps that are needed, and the numbers of the values that are."""
     needed = set(wanted)
     kept = []
     for step in reversed(steps.steps):
         if needed.intersection(step.outs) or needed.intersection(step.increments):
             kept.append(step)
             needed.update(step.ins)
-    return kept[::-1]
+    return kept[::-1], needed
 
 
 def _trim(value: Branched, axes: Sequence[Axis]) -> Branched:
@@ -144,16 +147,17 @@ def _site(step: Step, leaves: Sequence[Branched], frame: Frame) -> tuple[Branche
 
 def _body(
     closed: Any, influences: Sequence[Influences], frame: Frame, step: Step, extra: Sequence[Any] = ()
-) -> tuple[Steps, Callable[[Sequence[Branched], Frame], tuple[list[Branched], Weights]]]:
-    """A body taken apart, and a function that runs it."""
+) -> tuple[Steps, Callable[..., tuple[list[Any], Weights]]]:
+    """A body taken apart, and a function that runs it, without the results in `idle`."""
     jaxpr, consts = (closed.jaxpr, closed.consts) if isinstance(closed, ClosedJaxpr) else (closed, ())
     if extra:
         jaxpr = jaxpr.replace(outvars=[*jaxpr.outvars, *extra], debug_info=jaxpr.debug_info)
     steps = steps_of(jaxpr, consts, influences, frame.scope, step.counts)
 
-    def run(operands: Sequence[Branched], frame: Frame) -> tuple[list[Branched], Weights]:
-        env, weights = run_steps(steps, operands, frame, steps.outs)
-        return [env[number] for number in steps.outs], weights
+    def run(operands: Sequence[Branched], frame: Frame, idle: frozenset[int] = frozenset()) -> tuple[list[Any], Weights]:
+        wanted = [number for i, number in enumerate(steps.outs) if i not in idle]
+        env, weights = run_steps(steps, operands, frame, wanted)
+        return [None if i in idle else env[number] for i, number in enumerate(steps.outs)], weights
 
     return steps, run
 
@@ -178,10 +182,11 @@ def _stacked(tree: Any) -> Any:
     return jax.tree.map(_back, tree, is_leaf=lambda leaf: isinstance(leaf, Branched))
 
 
+Operands = Sequence[Branched]
 Result = tuple[list[Branched], Weights]
 
 
-def _scan(step: Step, operands: Sequence[Branched], influences: Sequence[Influences], frame: Frame) -> Result:
+def _scan(step: Step, operands: Operands, influences: Sequence[Influences], frame: Frame, idle: frozenset[int]) -> Result:
     eqn, length = step.eqn, step.eqn.params["length"]
     closed, reverse, depth = eqn.params["jaxpr"], eqn.params["reverse"], len(frame.loops)
     n_consts, n_carry = scan_sizes(eqn)
@@ -191,16 +196,17 @@ def _scan(step: Step, operands: Sequence[Branched], influences: Sequence[Influen
     increments = [increment.variable for increment in carried_sums(eqn)] if step.sums else []
     steps, run = _body(closed, inside, shape_frame, step, increments)
     consts = operands[:n_consts]
-    carry_axes = [frame.axes(inside[n_consts + i]) for i in range(n_carry)]
+    # A running sum of which nobody needs the value is not carried: its increments are stacked instead.
+    carry_axes = [() if i in idle else frame.axes(inside[n_consts + i]) for i in range(n_carry)]
     start = [value.spread(axes) for value, axes in zip(operands[n_consts : n_consts + n_carry], carry_axes, strict=True)]
     keys = _keys(frame, step, closed.jaxpr)
 
     def body(carry: Any, x: Any) -> Any:
         xs, index = x
-        outs, weights = run([*consts, *carry, *xs], frame.enter(loop, index, keys))
+        outs, weights = run([*consts, *carry, *xs], frame.enter(loop, index, keys), idle)
         new = [
-            _next_step(value, steps.influences[number], frame, depth).spread(axes)
-            for value, number, axes in zip(outs[:n_carry], steps.outs[:n_carry], carry_axes, strict=True)
+            carry[i] if i in idle else _next_step(outs[i], steps.influences[steps.outs[i]], frame, depth).spread(axes)
+            for i, axes in enumerate(carry_axes)
         ]
         return new, (outs[n_carry:], weights)
 
@@ -222,7 +228,7 @@ def _next_step(value: Branched, influences: Influences, frame: Frame, depth: int
     return value
 
 
-def _lanes(step: Step, operands: Sequence[Branched], influences: Sequence[Influences], frame: Frame) -> Result:
+def _lanes(step: Step, operands: Operands, influences: Sequence[Influences], frame: Frame, idle: frozenset[int]) -> Result:
     params = step.eqn.params
     closed, size, batched = params["jaxpr"], params["size"], params["batched"]
     loop = Loop(size)
@@ -239,7 +245,7 @@ def _lanes(step: Step, operands: Sequence[Branched], influences: Sequence[Influe
     return outs, weights
 
 
-def _checkpoint(step: Step, operands: Sequence[Branched], influences: Sequence[Influences], frame: Frame) -> Result:
+def _checkpoint(step: Step, operands: Operands, influences: Sequence[Influences], frame: Frame, idle: frozenset[int]) -> Result:
     params = step.eqn.params
     _, run = _body(params["jaxpr"], influences, frame, step)
     options = {name: params[name] for name in ("policy", "prevent_cse")}
@@ -250,7 +256,7 @@ def _checkpoint(step: Step, operands: Sequence[Branched], influences: Sequence[I
     return jax.checkpoint(body, **options)(list(operands), _keys(frame, step, next(inner_jaxprs(params))))
 
 
-def _cond(step: Step, operands: Sequence[Branched], influences: Sequence[Influences], frame: Frame) -> Result:
+def _cond(step: Step, operands: Operands, influences: Sequence[Influences], frame: Frame, idle: frozenset[int]) -> Result:
     index, *args = operands
     branches = step.eqn.params["branches"]
     keys = _keys(frame, step, *(branch.jaxpr for branch in branches))
@@ -275,10 +281,10 @@ def _cond(step: Step, operands: Sequence[Branched], influences: Sequence[Influen
 
     alternatives = [alternative(run) for _, run in bodies]
     if index.axes:
-        chosen = _select(index, [body(args) for body in alternatives])
+        outs, weights = _select(index, [body(args) for body in alternatives])
+        weights = [own_branch(frame.plan.sites[i], weight) for i, weight in zip(inside, weights, strict=True)]
     else:
-        chosen = jax.lax.switch(index.array, alternatives, args)
-    outs, weights = chosen
+        outs, weights = jax.lax.switch(index.array, alternatives, args)
     return outs, dict(zip(inside, weights, strict=True))
 
 
@@ -297,7 +303,7 @@ def _select(index: Branched, results: Sequence[Any]) -> Any:
     return jax.tree.map(pick, *results, is_leaf=lambda leaf: isinstance(leaf, Branched))
 
 
-def _while(step: Step, operands: Sequence[Branched], influences: Sequence[Influences], frame: Frame) -> Result:
+def _while(step: Step, operands: Operands, influences: Sequence[Influences], frame: Frame, idle: frozenset[int]) -> Result:
     params = step.eqn.params
     cond, body = params["cond_jaxpr"], params["body_jaxpr"]
     site = next((site for site in [site_of(eqn) for eqn in cond.jaxpr.eqns] if site), None)
@@ -333,7 +339,7 @@ def _while(step: Step, operands: Sequence[Branched], influences: Sequence[Influe
     return outs, dict(zip(inside, totals, strict=True))
 
 
-_HANDLERS: dict[Any, Callable[[Step, Sequence[Branched], Sequence[Influences], Frame], Result]] = {
+_HANDLERS: dict[Any, Callable[[Step, Operands, Sequence[Influences], Frame, frozenset[int]], Result]] = {
     jp.scan_p: _scan,
     jp.cond_p: _cond,
     jp.while_p: _while,
