@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from ppl.site import Site
 
 SINGLE, PRODUCT, EACH, JOINT = "single", "product", "each", "joint"
@@ -25,8 +27,8 @@ class Particle(NamedTuple):
 class Branches(NamedTuple):
     """Several values for each independent element, with their weights.
 
-    The contract: under automatic differentiation, the value and the gradient of `sum_i weights[i] * k(values[i])` are unbiased for
-    those of `E[k(X)]`, X ~ d(theta), for every function k of one element.
+    The contract: under automatic differentiation, the value and the gradient of `sum_i weights[i] * k(values[i])` are unbiased
+    for those of `E[k(X)]`, X ~ d(theta), for every function k of one element.
 
     Attributes:
         values: `(branches, *batch_shape, *event_shape)`.
@@ -41,8 +43,8 @@ class Estimator(Protocol):
     """A gradient estimator. Any object with these members is one.
 
     The rest of the objective is evaluated once for each branch. Elements on which no common cost depends are branched together,
-    so that a plate of independent elements costs no more than one element. What happens to elements that share a cost is said by
-    `coupling`:
+    so that a plate of independent elements costs no more than one element. What happens to elements that share a cost is said
+    by `coupling`:
 
     - `"single"`: there is one branch; log weights add.
     - `"product"`: the branches enumerate all values, the weights are their probabilities. Every combination of the elements'
@@ -67,7 +69,7 @@ class Estimator(Protocol):
     def axis(self) -> Hashable | None: ...
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
-        """Why it cannot serve a distribution; None if it can."""
+        """Why it cannot serve a distribution, or None. Parameters that are not constant are `unknown`."""
         ...
 
     def branches(self, distribution: Any) -> int:
@@ -75,8 +77,23 @@ class Estimator(Protocol):
         ...
 
     def particle(self, key: Any, distribution: Any) -> Particle | Branches:
-        """Draw. The distribution's `batch_shape` holds the independent elements: plates in front, and no `Independent` around it."""
+        """Draw. The distribution's `batch_shape` holds the independent elements: plates in front, no `Independent` around it."""
         ...
+
+
+def unknown(shape: tuple[int, ...], dtype: Any) -> Any:
+    """What stands for a parameter whose value is not known before running."""
+    if np.issubdtype(dtype, np.integer):
+        return np.full(shape, np.iinfo(dtype).min, dtype)
+    return np.full(shape, np.nan if np.issubdtype(dtype, np.inexact) else False, dtype)
+
+
+def is_unknown(value: Any) -> bool:
+    """Whether a parameter was not known before running."""
+    array = np.asarray(value)
+    if np.issubdtype(array.dtype, np.integer):
+        return bool(np.any(array == np.iinfo(array.dtype).min))
+    return bool(np.issubdtype(array.dtype, np.inexact) and np.any(np.isnan(array)))
 
 
 class OneValue:

@@ -22,11 +22,10 @@ from ppl.transforms.simulate import given_value, refuse_improper
 def draw_site(
     plan: SitePlan, leaves: Sequence[Branched], key: Any, loops: Sequence[Any], perturbation: Axis | None
 ) -> tuple[Branched, Branched | None]:
-    """The site's value, and its weights: log weights by element where there is one branch, else weights `(*elements, branches)`.
+    """The site's value, and its weights: log weights by element if there is one branch, else weights `(*elements, branches)`.
 
     `loops` are the current indices of the loops around the site.
     """
-    _refuse(plan.site, plan.estimator)
     if plan.estimator.coupling == SINGLE:
         particle = each_branch(lambda *arrays: tuple(_particle(plan, arrays, key)), leaves)
         value, log_weight = particle
@@ -55,17 +54,7 @@ def sole_value(site: Site, leaves: Sequence[Any], key: Any, estimator: Any) -> A
         return draw(site, leaves, key)
     if site.detached:
         return jax.lax.stop_gradient(draw(site, leaves, key))
-    _refuse(site, estimator)
     return _drawn(site, estimator, leaves, key).value
-
-
-def _refuse(site: Site, estimator: Any) -> None:
-    reason = estimator.refuses(restore(site, [0.0] * site.tree.num_leaves).distribution, site)
-    if reason is not None:
-        raise errors.EstimatorError(
-            f"{type(estimator).__name__} cannot serve {site.name!r} ~ {site.distribution_name}: {reason}.\n"
-            f"  {site.where}\nLeave the choice open, or use with_estimators to name another."
-        )
 
 
 def _drawn(site: Site, estimator: Any, leaves: Sequence[Any], key: Any) -> Any:
@@ -153,8 +142,8 @@ def _perturbed(plan: SitePlan, values: Branched, loops: Sequence[Any], axis: Axi
         return jnp.reshape(jnp.where(masks[:, None], others[None], drawn), (plan.rows, *jnp.shape(drawn)[2:]))
 
     # In the rows of a later element, an earlier one may have changed what this one is drawn from.
-    block = Branched(jnp.moveaxis(block, 0, len(rest)), rest)
-    own = jnp.moveaxis(each_branch(own_rows, [block, others]).array, len(rest), 0)
+    drawn = Branched(jnp.moveaxis(block, 0, len(rest)), rest)
+    own = jnp.moveaxis(each_branch(own_rows, [drawn, others]).array, len(rest), 0)
     joined = jnp.concatenate([before, own, after])
     return first_as_axis(Branched(jnp.moveaxis(joined, 0, len(rest)), rest), axis)
 
@@ -185,9 +174,7 @@ def neutral(plan: SitePlan, axes: Sequence[Axis], site_shape: Sequence[int], dty
     """The weights of a site that was not reached: they change nothing."""
     if plan.estimator.coupling == SINGLE:
         weights = jnp.zeros(tuple(site_shape), dtype)
-    elif plan.estimator.coupling == PRODUCT:
-        weights = jnp.zeros((*site_shape, plan.count), dtype).at[..., 0].set(1.0)
-    elif plan.perturbs:
+    elif plan.estimator.coupling == PRODUCT or plan.perturbs:
         weights = jnp.zeros((*site_shape, plan.count), dtype).at[..., 0].set(1.0)
     else:
         weights = jnp.full((*site_shape, plan.count), 1.0 / plan.count, dtype)

@@ -22,7 +22,6 @@ from ppl.transforms.seed import Seed, random_inputs
 from ppl.transforms.stage import Staged, check_addresses, sites, stage
 from ppl.transforms.surrogate import Frame, run_steps
 
-
 LANES = "repetitions of the objective"
 """The name of the axis of independent repetitions."""
 

@@ -28,12 +28,13 @@ from ppl.transforms.interpret import SiteId, advance, scan_sizes
 NOW = frozenset({0})
 EARLIER = 2
 """A lag that stands for two steps and more."""
+ALL_LAGS = frozenset({0, 1, EARLIER})
 
 
 class At(NamedTuple):
     """Where the elements of a site stand: along dimension `index` of a variable, or, if `loop`, at the step of loop `index`."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     loop: bool = False
     lags: frozenset[int] = NOW
     reverse: bool = False
@@ -229,11 +230,12 @@ def _operand_maps(site: Site, shapes: Sequence[tuple[int, ...]]) -> list[Map]:
     n_plates, out = len(site.plates), site.full_shape
     distribution = core(site)
     batch = n_plates + len(element_shape(site)) - n_plates  # the end of the element dimensions
-    base = distribution
+    base: Any = distribution
     while type(base) is dist.ExpandedDistribution:
         base = base.base_dist
+    kind: Any = type(base)
     event_dims: dict[int, int] = {}
-    for name, event_dim in parameters(type(base)) or ():
+    for name, event_dim in parameters(kind) or ():
         position = getattr(base, name)
         if isinstance(position, int):
             event_dims[position] = event_dim
@@ -322,7 +324,7 @@ def _scan(eqn: Any, ins: Sequence[Influences], scope: Scope, counts: dict[Any, i
 
 def _while(eqn: Any, ins: Sequence[Influences], scope: Scope, counts: dict[Any, int]) -> list[Influences]:
     """Everything that goes in, or is drawn inside, is mixed in everything that comes out."""
-    body, n_cond, n_body = eqn.params["body_jaxpr"].jaxpr, eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    body, n_cond = eqn.params["body_jaxpr"].jaxpr, eqn.params["cond_nconsts"]
     everything = mixed(join(ins))
     while True:
         outs = flow(body, [everything] * (len(ins) - n_cond), scope, counts)

@@ -9,17 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppl import errors
-from ppl.estimators import Enumerate, Estimator, ScoreFunction, pathwise_choice, support_size
 from ppl.densities import elementwise
+from ppl.estimators import Enumerate, Estimator, ScoreFunction, pathwise_choice, support_size
 from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE
 from ppl.site import SAMPLE, Site, restore, show
 from ppl.transforms.branches import Axis
 from ppl.transforms.influence import (
+    ALL_LAGS,
     EARLIER,
     ENUMERATED,
     NOW,
     TRANSPARENT,
     WEIGHTED,
+    At,
     Influences,
     Key,
     Scope,
@@ -83,7 +85,7 @@ class SitePlan:
 
 
 def template(located: Located) -> Any:
-    """The site's distribution in one lane, with zeros for parameters that are no literals, and independent elements apart."""
+    """The site's distribution in one lane, `unknown` where parameters are no literals, with independent elements apart."""
     return elementwise(restore(located.site, located.operands).distribution)
 
 
@@ -120,7 +122,7 @@ def make_plan(jaxpr: Any, consts: Sequence[Any], choices: Mapping[SiteId, SitePl
                 chosen[site_id], estimator=_score(chosen[site_id].located), why="its values are too many to enumerate together"
             )
         if not automatic:
-            _refuse(plan, crowded)
+            _refuse_crowd(plan, crowded)
 
 
 AUTOMATIC = "few values"
@@ -134,9 +136,21 @@ def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
         if site.kind != SAMPLE:
             continue
         estimator, why = _choose(site, located)
+        if not site.detached:
+            _refuse(estimator, located)
         shape = located.stack + element_shape(site)
         found[site_id] = SitePlan(site_id, located, estimator, why, len(found), shape)
     return found
+
+
+def _refuse(estimator: Estimator, located: Located) -> None:
+    site = located.site
+    reason = estimator.refuses(template(located), site)
+    if reason is not None:
+        raise errors.EstimatorError(
+            f"{type(estimator).__name__} cannot serve {site.name!r} ~ {site.distribution_name}: {reason}.\n"
+            f"  {site.where}\nLeave the choice open, or use with_estimators to name another."
+        )
 
 
 def chosen_estimator(site: Site) -> Estimator:
@@ -197,7 +211,8 @@ def _branch(plan: SitePlan, uses: Sequence[Influences], parents: Mapping[SiteId,
     site, estimator = plan.site, plan.estimator
     if plan.located.in_while:
         raise errors.EstimatorError(
-            f"{type(estimator).__name__} cannot serve {site.name!r} in a while_loop.\n  {site.where}\nUse ScoreFunction() there."
+            f"{type(estimator).__name__} cannot serve {site.name!r} in a while_loop.\n  {site.where}\n"
+            "Use ScoreFunction() there."
         )
     plan = dataclasses.replace(plan, count=estimator.branches(template(plan.located)))
     if estimator.coupling == JOINT:
@@ -217,11 +232,12 @@ def _branch(plan: SitePlan, uses: Sequence[Influences], parents: Mapping[SiteId,
 def _coupled(plan: SitePlan, uses: Sequence[Influences]) -> tuple[int, ...]:
     """The dimensions along which some use mixes elements, or lags behind them."""
     places = [place for use in uses for key, place in use.items() if key.site == plan.site_id]
-    return tuple(
-        dim
-        for dim, size in enumerate(plan.shape)
-        if size > 1 and any(place[dim] is None or place[dim].lags != NOW for place in places)
-    )
+    return tuple(dim for dim, size in enumerate(plan.shape) if size > 1 and any(_lags(place[dim]) != NOW for place in places))
+
+
+def _lags(at: At | None) -> frozenset[int]:
+    """Mixed elements reach everything, at all lags."""
+    return ALL_LAGS if at is None else at.lags
 
 
 def _directions(plan: SitePlan, dim: int, uses: Sequence[Influences]) -> set[bool]:
@@ -233,7 +249,7 @@ def _is_chain(plan: SitePlan, dim: int, uses: Sequence[Influences]) -> bool:
     """Whether every value depends on this step's and the last step's element alone."""
     for use in uses:
         for key, place in use.items():
-            if key.site == plan.site_id and (place[dim] is None or (key.direct and EARLIER in place[dim].lags)):
+            if key.site == plan.site_id and (place[dim] is None or (key.direct and EARLIER in _lags(place[dim]))):
                 return False
     return True
 
@@ -291,12 +307,10 @@ def _crowded(plan: Plan) -> list[SiteId] | None:
     return None
 
 
-def _refuse(plan: Plan, crowded: Sequence[SiteId]) -> None:
+def _refuse_crowd(plan: Plan, crowded: Sequence[SiteId]) -> None:
     plans = [plan.sites[site_id] for site_id in crowded]
     count = math.prod({axis: axis.size for p in plans for axis in p.axes}.values())
-    names = ", ".join(
-        f"{show(p.site.address)!r}" + (f" ({p.elements} elements)" if p.elements > 1 else "") for p in plans
-    )
+    names = ", ".join(f"{show(p.site.address)!r}" + (f" ({p.elements} elements)" if p.elements > 1 else "") for p in plans)
     how = {type(p.estimator).__name__ for p in plans}
     raise errors.EstimatorError(
         f"{' and '.join(sorted(how))} would take {count:.3g} evaluations of a value on which {names} act together; the limit "

@@ -1,7 +1,7 @@
 """From the terms of an objective, in all their branches, and the weights of its sites to one estimate.
 
-The weights of a site multiply the terms, and the elements of terms, that depend on it. Sums over branches are taken axis by axis,
-which is variable elimination: a chain of enumerated sites costs the sum of its links and not their product.
+The weights of a site multiply the terms, and the elements of terms, that depend on it. Sums over branches are taken axis by
+axis, which is variable elimination: a chain of enumerated sites costs the sum of its links and not their product.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class _Resolver:
                 factors += self._chain(plan, place, ndim)
             else:
                 _refuse_chain(self.plan, site_id, tuple(None if d in plan.split else at for d, at in enumerate(place)))
-                key = ("values", site_id, place, ndim)
-                factors += self._keep(key, functools.partial(_enumerated, plan, weights, place, ndim))
+                kept = ("values", site_id, place, ndim)
+                factors += self._keep(kept, functools.partial(_enumerated, plan, weights, place, ndim))
         for axis, group in shared.items():
             combine = _rows if axis == self.plan.perturbation else _joint
             key = (axis, tuple((plan.site_id, place) for plan, place in group), ndim)

@@ -47,9 +47,7 @@ def site_keys(key: Any, ids: Sequence[SiteId]) -> dict[SiteId, Any]:
     return {site_id: keys[i] for i, site_id in enumerate(ids)}
 
 
-def random_inputs(
-    key: Any, jaxpr: Jaxpr, wants_noise: Callable[[SiteId], bool], samples: int | None = None
-) -> Inputs:
+def random_inputs(key: Any, jaxpr: Jaxpr, wants_noise: Callable[[SiteId], bool], samples: int | None = None) -> Inputs:
     """A key for each site of a jaxpr, or the noise already drawn from it; `samples` of each, stacked, where that is a number.
 
     Normal noise is drawn for all small sites in one call, and for larger ones by size: on a CPU each call of the generator is

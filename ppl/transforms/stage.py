@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.extend.core import primitives as jp
 
 from ppl import errors
+from ppl.estimators.protocol import unknown
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, SUBSAMPLE, Address, PlateAxis, Site, show, site_p
 
@@ -58,7 +59,7 @@ class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
     `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds. `operands` are
-    the site's in one lane: numbers where they are literals, otherwise zeros of their shape.
+    the site's in one lane: numbers where they are literals, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -106,7 +107,7 @@ def _one_lane(site: Site, operand: int, atom: Any) -> Any:
     if isinstance(atom, Literal):
         return atom.val
     plates = sum(plate.batched[operand] for plate in site.plates)
-    return np.zeros(atom.aval.shape[plates:], atom.aval.dtype) if isinstance(atom.aval.dtype, np.dtype) else 0.0
+    return unknown(atom.aval.shape[plates:], atom.aval.dtype) if isinstance(atom.aval.dtype, np.dtype) else 0.0
 
 
 def plate_name(axis: PlateAxis | None) -> str:

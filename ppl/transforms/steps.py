@@ -27,7 +27,7 @@ class Increment(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One equation, `alone` as a jaxpr. `ins` and `outs` number what it reads and makes; `counts` says which sites came before it.
+    """One equation, `alone` as a jaxpr. `ins` and `outs` number what it reads and makes; `counts` says which sites came before.
 
     For a scan that carries sums, `sums` are their increments and `increments` number the stacked values of these.
     """
@@ -58,9 +58,7 @@ class Steps:
         return len(self.avals) - 1
 
 
-def steps_of(
-    jaxpr: Jaxpr, consts: Sequence[Any], ins: Sequence[Influences], scope: Scope, counts: dict[Address, int]
-) -> Steps:
+def steps_of(jaxpr: Jaxpr, consts: Sequence[Any], ins: Sequence[Influences], scope: Scope, counts: dict[Address, int]) -> Steps:
     """Take a jaxpr apart. `ins` are the influences on its arguments."""
     steps = Steps()
     env: dict[Any, int] = {}

@@ -1,7 +1,7 @@
 """The steps of an objective, evaluated in every branch that its estimators ask for.
 
-Each value carries the axes of the branches it depends on and no others, so that branches of independent sites never multiply. What
-comes out beside the values are the weights of each site, stacked along the loops around it.
+Each value carries the axes of the branches it depends on and no others, so that branches of independent sites never multiply.
+What comes out beside the values are the weights of each site, stacked along the loops around it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Weights = dict[SiteId, Branched]
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Where an evaluation stands: the keys of the sites that are still to come, and the loops around, with their current indices."""
+    """Where an evaluation stands: the keys of the sites still to come, and the loops around, with their current indices."""
 
     plan: Plan
     keys: Mapping[SiteId, Any]
@@ -76,7 +76,9 @@ class Frame:
         return tuple(axis for axis in self.axes(self.plan.parents[site_id]) if axis not in own)
 
 
-def run_steps(steps: Steps, operands: Sequence[Branched], frame: Frame, wanted: Sequence[int]) -> tuple[dict[int, Branched], Weights]:
+def run_steps(
+    steps: Steps, operands: Sequence[Branched], frame: Frame, wanted: Sequence[int]
+) -> tuple[dict[int, Branched], Weights]:
     """Evaluate what is needed for the values numbered in `wanted`."""
     env: dict[int, Branched] = {number: Branched(value) for number, value in steps.known.items()}
     env.update(zip(steps.ins, operands, strict=True))
@@ -272,9 +274,7 @@ def _cond(step: Step, operands: Operands, influences: Sequence[Influences], fram
     def alternative(run: Any) -> Callable[..., Any]:
         def body(args: Any) -> Any:
             outs, weights = run(args, frame)
-            full = [
-                weights[i] if i in weights else _absent(frame.plan.sites[i], frame.weight_axes(i), depth) for i in inside
-            ]
+            full = [weights[i] if i in weights else _absent(frame.plan.sites[i], frame.weight_axes(i), depth) for i in inside]
             return [value.spread(axes) for value, axes in zip(outs, out_axes, strict=True)], full
 
         return body

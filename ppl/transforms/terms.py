@@ -1,7 +1,7 @@
 """An objective as a sum: the values in it that are not linear in one another, and the linear rest.
 
 The expectation of a linear function of values is that function of their expectations. So it is enough to estimate each *term*
-with the weights of the sites that it depends on, element by element, and to apply the linear rest, the *tail*, to the estimates.
+with the weights of the sites that it depends on, element by element, and to apply the linear rest, the *tail*, to these.
 """
 
 from __future__ import annotations
