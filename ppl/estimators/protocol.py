@@ -77,7 +77,7 @@ class Estimator(Protocol):
         ...
 
     def particle(self, key: Any, distribution: Any) -> Particle | Branches:
-        """Draw. The distribution's `batch_shape` holds the independent elements: plates in front, no `Independent` around it."""
+        """Draw. The distribution's `batch_shape` holds the independent elements: plates first, no `Independent` around it."""
         ...
 
 
