@@ -26,6 +26,7 @@ from ppl.site import (
     Site,
     bind,
     rebind,
+    split_estimator,
     user_frame,
 )
 from ppl.transforms.interpret import run_staged
@@ -194,7 +195,8 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         )
     distribution, mask, _ = plain(corrected(distribution))
     mask = broadcast(mask, distribution.batch_shape)
-    leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask))
+    static, arrays = split_estimator(estimator)
+    leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask, estimator=arrays))
     support, moving = _support(distribution)
     site = Site(
         address=path,
@@ -206,7 +208,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         where=where,
         distribution_name=_distribution_name(distribution),
         event_dim=distribution.event_dim,
-        estimator=estimator,
+        estimator=static,
         moving_support=moving,
     )
     if obs is not None:
