@@ -96,9 +96,9 @@ def _run(
         raise errors.ObjectiveError(f"steps and chunk must be at least 1, got {steps} and {chunk}")
     data, static = _split_arrays(args)
     fixed_arrays, fixed = _split_arrays(rest)
-    advance = _compiled(objective, optimizer, sign, samples, min(chunk, steps), (fixed, static))
+    initial, advance = _compiled(objective, optimizer, sign, samples, min(chunk, steps), (fixed, static))
     state = optimizer.init(arrays)
-    averages = objective.init_state(combine(arrays, rest), *args)
+    averages = initial(arrays, fixed_arrays, data)
     history: list[np.ndarray] = []
     with tqdm(total=steps, disable=not progress, unit="step") as bar:
         for start in range(0, steps, chunk):
@@ -163,6 +163,12 @@ def _loop(
     fixed, arguments = static
     function = weakref.ref(objective)
 
+    @jax.jit
+    def initial(arrays: Any, fixed_arrays: Any, data: Any) -> Any:
+        target = function()
+        assert target is not None
+        return target.init_state(combine(arrays, fixed.join(fixed_arrays)), *arguments.join(data))
+
     @functools.partial(jax.jit, donate_argnums=(1, 2))
     def advance(arrays: Any, state: Any, averages: Any, key: Any, start: Any, count: Any, fixed_arrays: Any, data: Any) -> Any:
         rest, args = fixed.join(fixed_arrays), arguments.join(data)
@@ -184,4 +190,4 @@ def _loop(
         values = jnp.zeros(chunk, jnp.result_type(float))
         return jax.lax.fori_loop(0, count, step, (arrays, state, averages, values))
 
-    return advance
+    return initial, advance
