@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.estimators.protocol import PRODUCT, SINGLE
-from ppl.site import show
 from ppl.transforms.branches import (
     Axis,
     Branched,
@@ -73,7 +72,6 @@ class _Resolver:
         return self._kept[key]
 
     def _log_weight(self, site_id: SiteId, place: Place, ndim: int) -> Branched:
-        _refuse_chain(self.plan, site_id, place)
         return self._keep(("log", site_id, place, ndim), lambda: placed(self.weights[site_id], place, ndim))
 
     def _factors(self, places: Mapping[SiteId, Place], ndim: int) -> list[Branched]:
@@ -84,12 +82,10 @@ class _Resolver:
             if plan.estimator.coupling == SINGLE:
                 continue
             if plan.estimator.coupling != PRODUCT:
-                _refuse_chain(self.plan, site_id, place)
                 shared.setdefault(plan.axes[0], []).append((plan, place))
             elif plan.chain is not None:
                 factors += self._chain(plan, place, ndim)
             else:
-                _refuse_chain(self.plan, site_id, tuple(None if d in plan.split else at for d, at in enumerate(place)))
                 kept = ("values", site_id, place, ndim)
                 factors += self._keep(kept, functools.partial(_enumerated, plan, weights, place, ndim))
         for axis, group in shared.items():
@@ -255,12 +251,6 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
     """The forward recursion of a hidden Markov model, for all sites of a group together."""
     first = group[0]
     assert first.chain is not None
-    if any((p.shape, p.chain, p.reverse) != (first.shape, first.chain, first.reverse) for p in group):
-        names = ", ".join(repr(show(p.site.address)) for p in group)
-        raise errors.EstimatorError(
-            f"the enumerated sites {names} depend on one another along a loop and have different shapes.\n"
-            f"  {first.site.where}\nUse LocalExpectation() or ScoreFunction() for one of them."
-        )
     chain: int = first.chain
     before = [p.axes[0] for p in group]
     own = {axis for p in group for axis in p.axes}
@@ -279,21 +269,6 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
 
     _, stacked = jax.lax.scan(step, start, xs, reverse=first.reverse)
     return Branched(jnp.moveaxis(stacked.array, 0, len(stacked.axes) + chain), stacked.axes)
-
-
-def _refuse_chain(plan: Plan, site_id: SiteId, place: Place) -> None:
-    """A weight that differs between the branches of a chain cannot be summed along it."""
-    for key, along in plan.parents[site_id].items():
-        chain = plan.sites[key.site]
-        if not key.direct or chain.chain is None:
-            continue
-        at = along[chain.chain]
-        if at is None or place[at.index] is None or place[at.index].lags != NOW:  # type: ignore[union-attr]
-            raise errors.EstimatorError(
-                f"{show(chain.site.address)!r} is enumerated step by step, and {show(site_id[0])!r} depends on it and reaches "
-                f"later steps.\n  {chain.site.where}\n"
-                "Give the first ScoreFunction() or LocalExpectation(), or the second Reparameterize() if it has one."
-            )
 
 
 __all__ = ["Elimination", "placed", "resolve"]

@@ -18,7 +18,7 @@ from jax.extend.core import primitives as jp
 from ppl import errors
 from ppl.estimators.protocol import PRODUCT
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
-from ppl.site import Site, site_p
+from ppl.site import SAMPLE, Site, site_p
 from ppl.transforms.branches import Axis, Branched, each_branch, rename, union_axes
 from ppl.transforms.draws import draw_site, neutral, own_branch, sole_value
 from ppl.transforms.influence import (
@@ -135,8 +135,10 @@ def _site_id(step: Step) -> SiteId:
 def _site(step: Step, leaves: Sequence[Branched], frame: Frame) -> tuple[Branched, Branched | None]:
     site, site_id = step.eqn.params["site"], _site_id(step)
     plan, key = frame.plan.sites.get(site_id), frame.keys.get(site_id)
-    if plan is None or not plan.weighted:
+    if plan is None or not plan.weighted or site.kind != SAMPLE:
         return each_branch(lambda *arrays: sole_value(site, arrays, key, plan and plan.estimator), leaves), None
+    # In a cond, another site may have this one's address and its plan.
+    plan = dataclasses.replace(plan, located=dataclasses.replace(plan.located, site=site))
     value, weight = draw_site(plan, leaves, key, frame.indices, frame.plan.perturbation)
     if weight is None:
         return value, None
