@@ -29,7 +29,7 @@ from ppl.transforms.influence import (
 )
 from ppl.transforms.interpret import SiteId, site_ids
 from ppl.transforms.stage import Located, sites
-from ppl.transforms.steps import Steps, steps_of
+from ppl.transforms.steps import Steps, needed, steps_of
 from ppl.transforms.terms import Terms, terms_of
 
 LIMIT = 4096
@@ -334,7 +334,10 @@ def _conflict(plan: Plan) -> _Conflict | None:
 def _crowded(plan: Plan) -> _Conflict | None:
     """Sites whose branches together are too many for some value."""
     limit = {site_id: AFFORDABLE if p.why == AUTOMATIC else LIMIT for site_id, p in plan.sites.items()}
-    for influences in itertools.chain(plan.steps.influences, plan.parents.values()):
+    kept, used = needed(plan.steps, [*plan.terms.numbers, *plan.terms.others])
+    sums = {step.outs[inc.carry] for step in kept for inc in step.sums} - used  # not carried, where only the increments are needed
+    evaluated = used.union(*(step.outs for step in kept)) - sums
+    for influences in itertools.chain((plan.steps.influences[n] for n in evaluated), plan.parents.values()):
         axes = value_axes(influences, plan.sites) if influences else {}
         if axes and math.prod(axis.size for axis in axes) > min(limit[site_id] for site_id in axes.values()):
             names = {key.site for key in influences if key.direct and plan.sites[key.site].axes}

@@ -56,12 +56,12 @@ class _Resolver:
         places = {key.site: place for key, place in influences.items() if not key.direct and key.site in self.weights}
         ndim = len(term.shape)
         factors = self._factors(places, ndim)
-        log_weights = [self._log_weight(i, p, ndim) for i, p in places.items() if self._coupling(i) == SINGLE]
-        if log_weights:
-            total = add(log_weights)
-            term = multiply([term, Branched(jnp.exp(total.array), total.axes)])
+        scored = [site_id for site_id in self.plan.sites if site_id in places and self._coupling(site_id) == SINGLE]
+        if scored:
+            term = multiply([term, self._score([(site_id, places[site_id]) for site_id in scored], ndim)])
         result = self.elimination.sum_of_products([*factors, term])
-        return jnp.broadcast_to(result.array, term.shape).astype(term.array.dtype)
+        array = result.array if result.shape == term.shape else jnp.broadcast_to(result.array, term.shape)
+        return array.astype(term.array.dtype)
 
     def _coupling(self, site_id: SiteId) -> str:
         return self.plan.sites[site_id].estimator.coupling
@@ -71,8 +71,17 @@ class _Resolver:
             self._kept[key] = make()
         return self._kept[key]
 
-    def _log_weight(self, site_id: SiteId, place: Place, ndim: int) -> Branched:
-        return self._keep(("log", site_id, place, ndim), lambda: placed(self.weights[site_id], place, ndim))
+    def _score(self, scored: Sequence[tuple[SiteId, Place]], ndim: int) -> Branched:
+        """The product of log weights' exponentials. Terms of a sequential program share all but the last of their sites."""
+        total: Branched | None = None
+        upto: Any = ndim
+        for site_id, place in scored:
+            upto = self._keep(("upto", id(upto), site_id, place), lambda upto=upto: (upto,))
+            log_weight = self._keep(("log", site_id, place, ndim), functools.partial(placed, self.weights[site_id], place, ndim))
+            parts = [log_weight] if total is None else [total, log_weight]
+            total = self._keep(("sum", id(upto)), functools.partial(add, parts))
+        assert total is not None
+        return self._keep(("score", id(upto)), lambda: Branched(jnp.exp(total.array), total.axes))
 
     def _factors(self, places: Mapping[SiteId, Place], ndim: int) -> list[Branched]:
         factors: list[Branched] = []
@@ -189,7 +198,8 @@ def placed(value: Branched, place: Place, ndim: int, trailing: int = 0) -> Branc
     for dim, at in enumerate(place):
         if at is not None and at.lags != NOW:
             array = jax.lax.cumsum(array, axis=n + dim, reverse=at.reverse)
-    array = jnp.sum(array, axis=tuple(n + dim for dim, at in enumerate(place) if at is None))
+    lost = tuple(n + dim for dim, at in enumerate(place) if at is None)
+    array = jnp.sum(array, axis=lost) if lost else array
     targets = [at.index for at in place if at is not None]
     while len(set(targets)) < len(targets):  # two dimensions of the site along one of the term
         second = next(i for i, target in enumerate(targets) if target in targets[:i])
@@ -198,10 +208,11 @@ def placed(value: Branched, place: Place, ndim: int, trailing: int = 0) -> Branc
         del targets[second]
     order = sorted(range(len(targets)), key=targets.__getitem__)
     last = range(n + len(targets), n + len(targets) + trailing)
-    array = jnp.transpose(array, [*range(n), *(n + i for i in order), *last])
+    if order != sorted(order):
+        array = jnp.transpose(array, [*range(n), *(n + i for i in order), *last])
     sizes = dict(zip(sorted(targets), array.shape[n:], strict=False))
     shape = [*array.shape[:n], *(sizes.get(dim, 1) for dim in range(ndim)), *array.shape[array.ndim - trailing :]]
-    return Branched(jnp.reshape(array, shape), value.axes)
+    return Branched(array if list(array.shape) == shape else jnp.reshape(array, shape), value.axes)
 
 
 class Elimination:
