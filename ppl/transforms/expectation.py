@@ -16,7 +16,7 @@ from ppl.site import SAMPLE, Site, rebind
 from ppl.transforms.draws import sole_value
 from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.partition import combine, partition
-from ppl.transforms.plan import SitePlan, chosen_estimator, first_choice, make_plan
+from ppl.transforms.plan import SitePlan, choose_elements, chosen_estimator, first_choice, make_plan
 from ppl.transforms.resolve import resolve
 from ppl.transforms.seed import Seed, random_inputs
 from ppl.transforms.stage import Staged, check_addresses, sites, stage
@@ -123,8 +123,9 @@ def estimate(staged: Staged, key: Any, samples: int | None) -> Any:
         if plan is None:
             return run_staged(staged, Draw(), inputs)[0]
         wanted = [*plan.terms.numbers, *plan.terms.others]
-        values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys), wanted)
-        return resolve(plan, values, weights)
+        chosen = choose_elements(plan, inputs.keys)
+        values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys, chosen=chosen), wanted)
+        return resolve(plan, values, weights, chosen)
 
     if samples is None:
         return one(inputs)

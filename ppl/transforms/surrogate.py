@@ -34,7 +34,7 @@ from ppl.transforms.influence import (
     scan_carry,
 )
 from ppl.transforms.interpret import SiteId, fold, identify, scan_sizes
-from ppl.transforms.plan import Plan, value_axes
+from ppl.transforms.plan import Chosen, Plan, value_axes
 from ppl.transforms.steps import Step, Steps, carried_sums, evaluate, steps_of
 
 Weights = dict[SiteId, Branched]
@@ -48,6 +48,7 @@ class Frame:
     keys: Mapping[SiteId, Any]
     loops: tuple[Loop, ...] = ()
     indices: tuple[Any, ...] = ()
+    chosen: Chosen = dataclasses.field(default_factory=dict)
     hidden: bool = False  # whether the axes are hidden from what is evaluated, by a vmap over them
 
     def enter(self, loop: Loop, index: Any, keys: Mapping[SiteId, Any]) -> Frame:
@@ -137,7 +138,7 @@ def _site(step: Step, leaves: Sequence[Branched], frame: Frame) -> tuple[Branche
     plan, key = frame.plan.sites.get(site_id), frame.keys.get(site_id)
     if plan is None or not plan.weighted:
         return each_branch(lambda *arrays: sole_value(site, arrays, key, plan and plan.estimator), leaves), None
-    value, weight = draw_site(plan, leaves, key, frame.indices, frame.plan.perturbation)
+    value, weight = draw_site(plan, leaves, key, frame.indices, frame.plan.perturbation, frame.chosen)
     if weight is None:
         return value, None
     axes = frame.weight_axes(site_id)
