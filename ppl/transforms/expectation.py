@@ -114,7 +114,7 @@ class _Nested(Seed):
 def estimate(staged: Staged, key: Any, samples: int | None) -> Any:
     """The surrogate of a staged objective, averaged over independent repetitions."""
     jaxpr, consts = staged.jaxpr.jaxpr, staged.jaxpr.consts
-    choices = first_choice(jaxpr)
+    choices = first_choice(jaxpr, consts)
     plan = make_plan(jaxpr, consts, choices) if any(site.weighted for site in choices.values()) else None
     chosen = choices if plan is None else plan.sites
     inputs = random_inputs(key, jaxpr, lambda site_id: _takes_noise(chosen.get(site_id)), samples)

@@ -146,10 +146,10 @@ def make_plan(jaxpr: Any, consts: Sequence[Any], choices: Mapping[SiteId, SitePl
 AUTOMATIC = "few values"
 
 
-def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
+def first_choice(jaxpr: Any, consts: Sequence[Any] = ()) -> dict[SiteId, SitePlan]:
     """The estimator of each site, before it is known what enumeration would cost."""
     found: dict[SiteId, SitePlan] = {}
-    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr), strict=True):
+    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr, consts), strict=True):
         site = located.site
         if site.kind != SAMPLE:
             continue

@@ -136,8 +136,8 @@ def _gradient(weights: Branched, plan: SitePlan) -> Branched:
 
     Where several elements branch, their derivatives are added, which is right for the first ones alone.
     """
-    what = f"{type(plan.estimator).__name__} of {plan.site.name!r}\n  {plan.site.where}\n"
-    once = first_order(weights.array, what)
+    what = f"{type(plan.estimator).__name__} at {plan.site.name!r}"
+    once = first_order(weights.array, what, str(plan.site.where))
     return Branched(once - jax.lax.stop_gradient(once), weights.axes)
 
 
