@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators
+from ppl import distributions, errors, estimators, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
@@ -9,6 +9,7 @@ from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density
+from ppl.transforms.minibatch import minibatch_sum
 from ppl.transforms.seed import seed
 from ppl.transforms.shapes import trace_shapes
 from ppl.transforms.simulate import simulate
@@ -31,6 +32,7 @@ __all__ = [
     "from_numpyro",
     "log_density",
     "maximize",
+    "minibatch_sum",
     "minimize",
     "plate",
     "program",
@@ -39,6 +41,7 @@ __all__ = [
     "seed",
     "simulate",
     "subsample",
+    "testing",
     "trace_shapes",
     "unnormalized",
 ]
