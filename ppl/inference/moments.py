@@ -13,7 +13,7 @@ import numpy as np
 from ppl import errors
 from ppl.transforms.partition import combine, partition
 
-BATCH = 512
+BATCH = 1024
 """Draws that are computed together."""
 
 
@@ -98,27 +98,27 @@ class Arguments:
 class Moments(NamedTuple):
     """Of independent draws of a vector. `second` and `third` are sums of powers of the deviations from the mean."""
 
-    count: int
+    draws: int
     mean: np.ndarray
     second: np.ndarray
     third: np.ndarray
 
     @property
     def variance(self) -> np.ndarray:
-        return self.second / (self.count - 1)
+        return self.second / (self.draws - 1)
 
     @property
     def standard_error(self) -> np.ndarray:
-        return np.sqrt(self.variance / self.count)
+        return np.sqrt(self.variance / self.draws)
 
     @property
     def skewness(self) -> np.ndarray:
-        spread = (self.second / self.count) ** 1.5
-        return np.divide(self.third / self.count, spread, out=np.zeros_like(spread), where=spread > 0)
+        spread = (self.second / self.draws) ** 1.5
+        return np.divide(self.third / self.draws, spread, out=np.zeros_like(spread), where=spread > 0)
 
     def merge(self, other: Moments) -> Moments:
         """Of both sets of draws (Chan et al. 1979; Pébay 2008)."""
-        n, m = self.count, other.count
+        n, m = self.draws, other.draws
         total, gap = n + m, other.mean - self.mean
         return Moments(
             total,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,29 +63,27 @@ class Coordinates:
         if self.radix is not None:
             value = self.values[jnp.reshape(digits, self.batch)].astype(site.dtype)
             return value, jnp.full(self.batch, -math.log(self.radix))
-        s = jnp.asarray(points.nodes)[jnp.reshape(digits, jnp.shape(self.centre))]
+        s = points.step * (jnp.reshape(digits, jnp.shape(self.centre)) - (points.number - 1) / 2)
         u = self.centre + self.spread * jnp.sinh(s)
         value = self.transform(u)
-        log_cell = jnp.log(len(points.nodes) * points.step * self.spread) + jnp.log(jnp.cosh(s))
+        log_cell = jnp.log(points.number * points.step * self.spread) + jnp.log(jnp.cosh(s))
         log_cell = jnp.sum(jnp.reshape(log_cell, (*self.batch, -1)), axis=-1)
         log_volume = jnp.reshape(self.transform.log_abs_det_jacobian(u, value), self.batch)
         return value.astype(site.dtype), -(log_cell + log_volume)
 
 
-@dataclasses.dataclass(frozen=True)
-class Points:
+class Points(NamedTuple):
     """The trapezoidal rule in s, where an unconstrained coordinate is `centre + spread * sinh(s)`.
 
     It converges exponentially for smooth integrands, with tails that decay like a power too (Takahasi and Mori 1974).
     """
 
-    nodes: np.ndarray
-    step: float
+    number: Any
+    step: Any
 
 
 def points(n: int) -> Points:
-    reach = 0.75 * math.sqrt(n)
-    return Points(np.linspace(-reach, reach, n, dtype=np.float32), 2 * reach / (n - 1))
+    return Points(n, 1.5 * math.sqrt(n) / (n - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,19 +138,19 @@ def exact_derivatives(objective: Expectation, arguments: Arguments, how: str, or
     """
     if how not in HOW:
         raise errors.NoExactValueError(f"exact is a function, numbers, 'enumerate' or 'quadrature'; got {how!r}")
-    staged = _stage(objective, arguments.join(arguments.vector, arguments.arrays))
-    coordinates = _coordinates(staged, how)
+    coordinates = _coordinates(objective, arguments, how)
+    integrate = _integrator(objective, arguments, coordinates, order)
     discrete = math.prod(c.radix**c.count for c in coordinates if c.radix is not None)
     continuous = sum(c.count for c in coordinates if c.radix is None)
-    n, last = 17, None
+    n, last = {1: 65, 2: 33}.get(continuous, 13), None
     while discrete * n**continuous <= LIMIT:
-        found, mass = _integrate(objective, arguments, coordinates, points(n), order)
+        found, mass = integrate(points(n))
         if not continuous:
             return found, np.zeros_like(found)
-        tolerance = 64 * np.finfo(arguments.vector.dtype).eps * max(1e-30, np.abs(found).max())
-        if last is not None and abs(mass - 1.0) < 1e-4 and np.abs(found - last).max() <= tolerance:
-            return found, np.abs(found - last)
-        last, n = found, int(n * 1.42) // 2 * 2 + 1
+        tolerance = np.finfo(arguments.vector.dtype).eps * max(64.0, _resolution(coordinates)) * np.abs(found).max()
+        if last is not None and abs(mass - 1.0) < 1e-3 and np.abs(found - last).max() <= tolerance:
+            return found, np.full_like(found, tolerance / 8)
+        last, n = found, int(n * (2.0 if continuous == 1 else 1.42)) // 2 * 2 + 1
     names = ", ".join(f"{c.located.site.name!r} ({c.count})" for c in coordinates)
     if last is None:
         raise errors.NoExactValueError(
@@ -163,6 +161,12 @@ def exact_derivatives(objective: Expectation, arguments: Arguments, how: str, or
         f"the quadrature over {names} has not converged within {LIMIT} evaluations: the integrand has a jump, a scale far "
         "below that of the draws, or too many dimensions. Give the exact value as a function."
     )
+
+
+def _resolution(coordinates: Sequence[Coordinates]) -> float:
+    """How many times the spread of the draws their size is: what their rounding is multiplied by in a log density."""
+    ratios = [float(jnp.max(jnp.abs(c.centre) / c.spread)) for c in coordinates if c.radix is None]
+    return min(8.0 * max(ratios, default=0.0), 8000.0)
 
 
 def _stage(objective: Expectation, args: Sequence[Any]) -> Staged:
@@ -179,7 +183,11 @@ def _roles(staged: Staged) -> dict[int, str]:
     return roles
 
 
-def _coordinates(staged: Staged, how: str) -> list[Coordinates]:
+def _coordinates(objective: Expectation, arguments: Arguments, how: str) -> list[Coordinates]:
+    box: list[Staged] = []
+    # Traced, since it is under jit and grad: a support that depends on an argument is not fixed.
+    jax.eval_shape(lambda *inputs: box.append(_stage(objective, arguments.join(*inputs))), arguments.vector, arguments.arrays)
+    (staged,) = box
     jaxpr, roles = staged.jaxpr.jaxpr, _roles(staged)
     found: dict[SiteId, Coordinates] = {}
     pilot: Mapping[Address, Any] | None = None
@@ -206,7 +214,7 @@ def _coordinates(staged: Staged, how: str) -> list[Coordinates]:
             raise _refusal(site, f"~ {site.distribution_name} is continuous", "Use exact='quadrature'")
         if site.support is None:
             raise _refusal(site, "has a support that depends on parameters")
-        pilot = _pilot(staged) if pilot is None else pilot
+        pilot = _pilot(objective, arguments) if pilot is None else pilot
         found[site_id] = _continuous(located, role, pilot[site.address])
     return list(found.values())
 
@@ -215,12 +223,16 @@ def _refusal(site: Site, why: str, instead: str = "Give the exact value as a fun
     return errors.NoExactValueError(f"no exact value can be found: {site.name!r} {why}.\n  {site.where}\n{instead}.")
 
 
-def _pilot(staged: Staged) -> Mapping[Address, Any]:
-    def one(key: Any) -> Any:
-        inputs = random_inputs(key, staged.jaxpr.jaxpr, lambda _: False)
-        return run_staged(staged, _Pilot(), inputs)[1].values
+def _pilot(objective: Expectation, arguments: Arguments) -> Mapping[Address, Any]:
+    def draws(keys: Any, vector: Any, arrays: Any) -> Any:
+        staged = _stage(objective, arguments.join(vector, arrays))
 
-    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), PILOT))
+        def one(key: Any) -> Any:
+            return run_staged(staged, _Pilot(), random_inputs(key, staged.jaxpr.jaxpr, lambda _: False))[1].values
+
+        return jax.vmap(one)(keys)
+
+    return jax.jit(draws)(jax.random.split(jax.random.key(0), PILOT), arguments.vector, arguments.arrays)
 
 
 def _continuous(located: Located, role: str, draws: Any) -> Coordinates:
@@ -230,57 +242,62 @@ def _continuous(located: Located, role: str, draws: Any) -> Coordinates:
     u = np.where(np.isfinite(u), u, np.nan)
     low, centre, high = np.nanquantile(u, [0.16, 0.5, 0.84], axis=0)
     spread = np.where(high > low, (high - low) / 2, 1.0)
-    centre, spread = (jnp.asarray(np.nan_to_num(a, nan=b), jnp.result_type(float)) for a, b in ((centre, 0.0), (spread, 1.0)))
+    dtype = jnp.result_type(float)
+    middle, width = jnp.asarray(np.nan_to_num(centre), dtype), jnp.asarray(np.nan_to_num(spread, nan=1.0), dtype)
     batch = located.shape[: len(located.shape) - site.event_dim]
-    return Coordinates(located, role, centre.size, batch, transform=transform, centre=centre, spread=spread)
+    return Coordinates(located, role, middle.size, batch, transform=transform, centre=middle, spread=width)
 
 
-def _integrate(
-    objective: Expectation, arguments: Arguments, coordinates: Sequence[Coordinates], rule: Points, order: int
-) -> tuple[np.ndarray, float]:
-    """The derivatives, and the sum of all weights, which is one if the points are enough."""
-    radices = [c.radix or len(rule.nodes) for c in coordinates for _ in range(c.count)]
-    total = math.prod(radices)
+def _integrator(
+    objective: Expectation, arguments: Arguments, coordinates: Sequence[Coordinates], order: int
+) -> Callable[[Points], tuple[np.ndarray, float]]:
+    """A function that gives the derivatives, and the sum of all weights, which is one if the points are enough."""
     floor = NEGLIGIBLE if any(c.radix is None for c in coordinates) else -np.inf
 
-    def at_point(staged: Staged, roles: Mapping[int, str], index: Any) -> tuple[Any, Any]:
-        digits = jnp.stack(jnp.unravel_index(index, tuple(radices))) if radices else jnp.zeros(0, int)
-        values: dict[str, dict[Address, Any]] = {}
-        start = 0
-        for c in coordinates:
-            values.setdefault(c.role, {})[c.located.site.address] = c.given(digits[start : start + c.count], rule)
-            start += c.count
-        value, record = run_staged(staged, Weigh(roles), Inputs(values))
-        return value, record.total
-
-    def log_weights(indices: Any, vector: Any, arrays: Any) -> Any:
-        staged = _stage(objective, arguments.join(vector, arrays))
+    def at_points(args: Any, indices: Any, rule: Points) -> tuple[Any, Any]:
+        staged = _stage(objective, args)
         roles = _roles(staged)
-        return jax.vmap(lambda i: at_point(staged, roles, i)[1])(indices)
 
-    def part(indices: Any, present: Any, vector: Any, arrays: Any) -> Any:
+        def one(index: Any) -> tuple[Any, Any]:
+            values: dict[str, dict[Address, Any]] = {}
+            for c in coordinates:
+                radix = rule.number if c.radix is None else c.radix
+                digits = []
+                for _ in range(c.count):
+                    digits.append(index % radix)
+                    index = index // radix
+                if c.count:
+                    values.setdefault(c.role, {})[c.located.site.address] = c.given(jnp.stack(digits), rule)
+            value, record = run_staged(staged, Weigh(roles), Inputs(values))
+            return value, record.total
+
+        return jax.vmap(one)(indices)
+
+    @jax.jit
+    def log_weights(indices: Any, rule: Points, vector: Any, arrays: Any) -> Any:
+        return at_points(arguments.join(vector, arrays), indices, rule)[1]
+
+    @jax.jit
+    def derivatives(indices: Any, present: Any, rule: Points, vector: Any, arrays: Any) -> Any:
         def share(*args: Any) -> Any:
-            staged = _stage(objective, args)
-            roles = _roles(staged)
-            values, weights = jax.vmap(lambda i: at_point(staged, roles, i))(indices)
-            return jnp.sum(jnp.where(present, jnp.exp(weights) * values, 0.0))
+            values, logs = at_points(args, indices, rule)
+            return jnp.sum(jnp.where(present, jnp.exp(logs) * values, 0.0))
 
         return arguments.derivatives(share, vector, arrays, order)
 
-    size = min(CHUNK, total)
-    weigh, derive = jax.jit(log_weights), jax.jit(part)
-    logs = np.concatenate(
-        [
-            np.asarray(weigh(np.minimum(np.arange(i, i + size), total - 1), arguments.vector, arguments.arrays), float)
-            for i in range(0, total, size)
-        ]
-    )[:total]
-    kept = np.flatnonzero(logs > floor)
-    best = int(np.nanargmax(np.where(np.isnan(logs), -np.inf, logs)))
-    result = np.zeros(len(arguments.labels(order)))
-    for i in range(0, len(kept), size):
-        indices = np.full(size, best)
-        chunk = kept[i : i + size]
-        indices[: len(chunk)] = chunk
-        result += np.asarray(derive(indices, np.arange(size) < len(chunk), arguments.vector, arguments.arrays), float)
-    return result / total, float(np.exp(logs[kept]).sum() / total)
+    inputs = (arguments.vector, arguments.arrays)
+
+    def integrate(rule: Points) -> tuple[np.ndarray, float]:
+        total = math.prod((c.radix or rule.number) ** c.count for c in coordinates)
+        chunks = [np.minimum(np.arange(i, i + CHUNK), total - 1) for i in range(0, total, CHUNK)]
+        logs = np.concatenate([np.asarray(log_weights(chunk, rule, *inputs), float) for chunk in chunks])[:total]
+        logs = np.where(np.isnan(logs), -np.inf, logs)
+        kept, result = np.flatnonzero(logs > floor), np.zeros(len(arguments.labels(order)))
+        for i in range(0, len(kept), CHUNK):
+            chunk = kept[i : i + CHUNK]
+            indices = np.full(CHUNK, logs.argmax())
+            indices[: len(chunk)] = chunk
+            result += np.asarray(derivatives(indices, np.arange(CHUNK) < len(chunk), rule, *inputs), float)
+        return result / total, float(np.exp(logs[kept]).sum() / total)
+
+    return integrate

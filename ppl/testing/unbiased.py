@@ -50,7 +50,7 @@ class Unbiased:
 
     def table(self, which: Sequence[int] | np.ndarray | None = None) -> str:
         """Elements as lines of a table; all if `which` is None."""
-        rows = [("", "estimate", "standard error", "exact", "z", "bound")]
+        rows: list[tuple[str, ...]] = [("", "estimate", "standard error", "exact", "z", "bound")]
         for i in range(len(self.names)) if which is None else which:
             numbers = (self.estimate[i], self.standard_error[i], self.exact[i], self.z[i], self.bound[i])
             rows.append((self.names[i], *(f"{x:.6g}" for x in numbers[:3]), f"{numbers[3]:+.2f}", f"{numbers[4]:.2f}"))
@@ -158,7 +158,7 @@ def _exact(
         raise errors.ObjectiveError(f"the exact numbers for order={order} are {wanted}; got {exact!r}")
     value, gradient, *hessian = exact
     parts = [
-        [math.nan if value is None else float(value)],
+        np.array([math.nan if value is None else float(value)]),
         np.full(size, math.nan) if gradient is None else arguments.flatten(gradient, argnums),
     ]
     if order == 2:
@@ -174,27 +174,18 @@ def _compare(
     if not wanted.any():
         raise errors.ObjectiveError("there is no exact number to compare with")
     unit = 8 * float(jnp.finfo(dtype).eps) if rounding is None else rounding
-    size = np.sqrt(found.mean**2 + found.second / found.count)
+    size = np.sqrt(found.mean**2 + found.second / found.draws)
     scale = max(np.abs(truth[wanted]).max(), np.nan_to_num(size, posinf=0.0)[wanted].max())
     floor = np.maximum(unit * scale, np.broadcast_to(error, truth.shape))
     standard_error = np.maximum(found.standard_error, floor)
     share = -math.expm1(math.log1p(-rate) / wanted.sum())
     z = statistics.NormalDist().inv_cdf(1.0 - share / 2) if share > 1e-15 else -statistics.NormalDist().inv_cdf(share / 2)
-    n = found.count
+    n = found.draws
     bound = z + np.abs(found.skewness) * (2 * z**2 + 1) / (6 * math.sqrt(n)) + (z**3 + z) / (4 * n)
-    columns = (
-        found.mean,
-        standard_error,
-        truth,
-        (found.mean - truth) / np.where(standard_error > 0, standard_error, 1.0),
-        bound,
-    )
-    return Unbiased(
-        tuple(name for name, there in zip(names, wanted, strict=True) if there),
-        *(column[wanted] for column in columns),  # type: ignore[arg-type]
-        n,
-        rate,
-    )
+    scores = (found.mean - truth) / np.where(standard_error > 0, standard_error, 1.0)
+    named = tuple(name for name, there in zip(names, wanted, strict=True) if there)
+    columns = dict(estimate=found.mean, standard_error=standard_error, exact=truth, z=scores, bound=bound)
+    return Unbiased(named, **{k: v[wanted] for k, v in columns.items()}, draws=n, false_positive_rate=rate)
 
 
 def _message(objective: Any, arguments: Arguments, result: Unbiased) -> str:
