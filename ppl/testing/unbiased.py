@@ -184,7 +184,7 @@ def _compare(
     bound = z + np.abs(found.skewness) * (2 * z**2 + 1) / (6 * math.sqrt(n)) + (z**3 + z) / (4 * n)
     scores = (found.mean - truth) / np.where(standard_error > 0, standard_error, 1.0)
     named = tuple(name for name, there in zip(names, wanted, strict=True) if there)
-    columns = dict(estimate=found.mean, standard_error=standard_error, exact=truth, z=scores, bound=bound)
+    columns = {"estimate": found.mean, "standard_error": standard_error, "exact": truth, "z": scores, "bound": bound}
     return Unbiased(named, **{k: v[wanted] for k, v in columns.items()}, draws=n, false_positive_rate=rate)
 
 
