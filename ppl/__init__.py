@@ -2,6 +2,7 @@
 
 from ppl import distributions, errors, estimators, testing
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -21,6 +22,7 @@ __all__ = [
     "Bound",
     "Expectation",
     "Fit",
+    "GradientVariance",
     "Program",
     "check_family",
     "deterministic",
@@ -30,6 +32,7 @@ __all__ = [
     "expectation",
     "factor",
     "from_numpyro",
+    "gradient_variance",
     "log_density",
     "maximize",
     "minibatch_sum",
