@@ -164,13 +164,15 @@ def _bars(axes: Any, y: Any, values: Sequence[float], label: str) -> None:
     start = min(positive, default=1.0) / 30
     axes.barh(y, [max(value, start) - start for value in values], left=start, color="#b8c4d6", height=0.6)
     axes.set_xscale("log")
-    axes.set_xlim(start, max(positive, default=1.0) * 6)
+    axes.set_xlim(start, max(positive, default=1.0) * 10)
     for i, value in enumerate(values):
-        axes.annotate(
-            f"{value:.2g}" if value > 0 else "none", (max(value, start), i), (6, 0), textcoords="offset points", va="center"
-        )
+        axes.annotate(_number(value), (max(value, start), i), (6, 0), textcoords="offset points", va="center")
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= value < 1e7 else f"{value:.3g}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -338,8 +340,13 @@ def _measure(
 
     result = moments(both, key, draws, *inputs)
     size = len(arguments.vector)
+    # Another address can change the order of sums, and so the rounding of an exact estimate.
+    rounding = (8 * jnp.finfo(arguments.vector.dtype).eps) ** 2 * float(
+        np.sum(result.mean[:size] ** 2 + result.variance[:size])
+    )
     for (address, (distribution, estimator, branches)), variance in zip(table.items(), result.mean[size:], strict=False):
-        found.append(Contribution(show(address), distribution, estimator, branches, float(variance)))
+        variance = float(variance) if variance > rounding else 0.0
+        found.append(Contribution(show(address), distribution, estimator, branches, variance))
     leaves = tuple(arguments.leaves)
     return GradientEstimate(name, leaves, result.mean[:size], result.variance[:size], draws, seconds, most, tuple(found))
 
