@@ -1,7 +1,8 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators
+from ppl import distributions, errors, estimators, testing
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -9,6 +10,7 @@ from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density
+from ppl.transforms.minibatch import minibatch_sum
 from ppl.transforms.seed import seed
 from ppl.transforms.shapes import trace_shapes
 from ppl.transforms.simulate import simulate
@@ -20,6 +22,7 @@ __all__ = [
     "Bound",
     "Expectation",
     "Fit",
+    "GradientVariance",
     "Program",
     "check_family",
     "deterministic",
@@ -29,8 +32,10 @@ __all__ = [
     "expectation",
     "factor",
     "from_numpyro",
+    "gradient_variance",
     "log_density",
     "maximize",
+    "minibatch_sum",
     "minimize",
     "plate",
     "program",
@@ -39,6 +44,7 @@ __all__ = [
     "seed",
     "simulate",
     "subsample",
+    "testing",
     "trace_shapes",
     "unnormalized",
 ]

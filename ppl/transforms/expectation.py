@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ppl import errors
 from ppl.estimators import Reparameterize
 from ppl.site import SAMPLE, Site, rebind
+from ppl.transforms.algebra import Algebra
 from ppl.transforms.baselines import Outcome, State, check_state, initial_state, next_state, outcome
 from ppl.transforms.draws import sole_value
 from ppl.transforms.interpret import Inputs, run_staged
@@ -39,8 +40,8 @@ def _takes_noise(plan: SitePlan | None) -> bool:
     return plan is not None and (plan.site.detached or isinstance(plan.estimator, Reparameterize))
 
 
-class Expectation:
-    """The expected value of a function that draws samples. See `expectation`."""
+class Expectation(Algebra):
+    """The expected value of a function that draws samples. See `expectation`, and `Algebra` for what can be made of them."""
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
