@@ -2,6 +2,7 @@
 
 from ppl import distributions, errors, estimators
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.choice import SiteDescription
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -21,6 +22,7 @@ __all__ = [
     "Expectation",
     "Fit",
     "Program",
+    "SiteDescription",
     "check_family",
     "deterministic",
     "distributions",

@@ -18,7 +18,7 @@ def contains(model: Site, family: Site) -> bool | None:
     """Whether the model's support holds all that the family draws; None where it cannot be told."""
     if family.distribution_name == "Delta" or model.support is None or family.support is None:
         return None
-    outer, inner = _interval(model.support), _interval(family.support)
+    outer, inner = bounds(model.support), bounds(family.support)
     if outer is None or inner is None:
         same = type(_base(model.support)) is type(_base(family.support))
         return True if same else None
@@ -40,7 +40,7 @@ def _base(support: Any) -> Any:
     return support
 
 
-def _interval(support: Any) -> tuple[bool, Any, Any] | None:
+def bounds(support: Any) -> tuple[bool, Any, Any] | None:
     """A support as (discrete, low, high), where it is one interval for each element."""
     support = _base(support)
     discrete = bool(getattr(support, "is_discrete", False))

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.estimators import Reparameterize
+from ppl.notes import EXPECTATION, note
 from ppl.site import SAMPLE, Site, rebind
+from ppl.transforms.check import Report, check
 from ppl.transforms.draws import sole_value
 from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.partition import combine, partition
@@ -97,10 +99,13 @@ class Expectation:
         return self.value_and_grad(key, *args, **kwargs)[1]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One unbiased draw, for use inside another objective: sums and scalings of expectations stay unbiased."""
+        """One unbiased draw, for use inside another objective: sums, scalings and products of independent draws stay unbiased.
+
+        Nonlinear functions of it do not; `check` finds them.
+        """
         staged = stage(self.function, *args, **kwargs)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
-        return run_staged(staged, _Nested())[0]
+        return note(run_staged(staged, _Nested())[0], EXPECTATION, self.__name__)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"expectation({self.__name__})"  # type: ignore[attr-defined]

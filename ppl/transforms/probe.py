@@ -1,0 +1,223 @@
+"""Whether a value is continuous where a discrete one changes, found by going there.
+
+Along a line between two random points, bisection in double precision finds two neighbouring points between which the discrete value
+changes. The other value is continuous there if it does not change by more than its slope explains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ppl.site import site_p
+from ppl.transforms.compare import bounds
+from ppl.transforms.graph import Graph, Node
+from ppl.transforms.numeric import ELEMENTWISE, EXACT, Random, Unknown, array, evaluate
+
+LINES = 64
+"""Probes of a piece that is elementwise."""
+WHOLE = 4
+"""Probes of any other."""
+LARGEST = 200_000
+"""Elements of a value that is computed in a probe."""
+STRUCTURAL = frozenset(["broadcast_in_dim", "reshape", "squeeze", "expand_dims"])
+
+Values = dict[int, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Piece:
+    """Nodes of a graph, in order, and the values that they start from."""
+
+    graph: Graph
+    nodes: list[Node]
+    start: list[int]
+
+
+def continuous(graph: Graph, switch: int, value: int, at: Sequence[int], inputs: dict[int, Any]) -> bool | None:
+    """Whether `value` is continuous where the discrete value `switch` changes; None where that cannot be told.
+
+    First a small piece is probed, in which the values `at` between which `switch` decides are taken for independent of all
+    others; if that is not continuous, larger ones that know more. `inputs` are typical values of the graph's arguments.
+    """
+    rng = np.random.default_rng(0)
+    for cut in (frozenset(at), frozenset[int]()):
+        piece = cut_out(graph, switch, value, cut, elementwise_only=True)
+        if piece is None:
+            continue
+        found = _probe(piece, switch, value, inputs, rng, elementwise=True)
+        if found or (found is not None and not cut and _complete(piece)):
+            return found
+    piece = cut_out(graph, switch, value, frozenset(), elementwise_only=False)
+    return None if piece is None else _probe(piece, switch, value, inputs, rng, elementwise=False)
+
+
+def cut_out(graph: Graph, switch: int, value: int, cut: frozenset[int], *, elementwise_only: bool) -> Piece | None:
+    """The nodes that make two values, back to sites and arguments, to `cut`, and to what is not elementwise.
+
+    None if that would start from a value that depends on `switch`.
+    """
+    after = {switch}
+    for node in graph.nodes:
+        if not after.isdisjoint(node.ins):
+            after.update(node.outs)
+    needed, start, seen = set[int](), list[int](), set[int]()
+    todo = [switch, value]
+    while todo:
+        number = todo.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        node = graph.maker.get(number)
+        if node is None or number in cut or node.eqn.primitive is site_p or (elementwise_only and not _elementwise(graph, node)):
+            if number in after:
+                return None
+            start.append(number)
+        else:
+            needed.add(id(node))
+            todo.extend(node.ins)
+    return Piece(graph, [node for node in graph.nodes if id(node) in needed], sorted(start))
+
+
+def _elementwise(graph: Graph, node: Node) -> bool:
+    name = node.eqn.primitive.name
+    if name in STRUCTURAL:
+        return graph.avals[node.ins[0]].size == 1
+    return name in ELEMENTWISE
+
+
+def _complete(piece: Piece) -> bool:
+    """Whether it starts from nothing but sites, arguments and constants."""
+    makers = [piece.graph.maker.get(number) for number in piece.start]
+    return all(node is None or node.eqn.primitive is site_p for node in makers)
+
+
+def _probe(piece: Piece, switch: int, value: int, inputs: dict[int, Any], rng: Any, *, elementwise: bool) -> bool | None:
+    """The verdict on one piece; True too if the discrete value is found to be always the same."""
+    if not elementwise and any(piece.graph.avals[out].size > LARGEST for node in piece.nodes for out in node.outs):
+        return None
+    exact = all(node.eqn.primitive.name in EXACT for node in piece.nodes)
+    try:
+        if elementwise:
+            return _on_lines(piece, switch, value, inputs, rng, (LINES,), exact)
+        verdicts = [_on_lines(piece, switch, value, inputs, rng, None, exact) for _ in range(WHOLE)]
+    except Random:
+        return False
+    except (Unknown, ValueError, TypeError, IndexError, FloatingPointError):
+        return None
+    return all(verdicts)
+
+
+def _on_lines(
+    piece: Piece, switch: int, value: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None, exact: bool
+) -> bool:
+    one, other = _flipping(piece, switch, inputs, rng, shape)
+
+    def at(t: Any) -> Values:
+        point = {n: one[n] if one[n] is other[n] else one[n] + (other[n] - one[n]) * t for n in one}
+        return run_piece(piece, point, collapsed=shape is not None)
+
+    first, last = at(0.0)[switch], at(1.0)[switch]
+    differs = np.asarray(first != last)
+    if not differs.any():
+        return True
+    if shape is None:  # one element of it decides
+        index = tuple(rng.choice(np.argwhere(differs)))
+        pick: Callable[[Any], Any] = lambda x: np.asarray(x)[index]  # noqa: E731
+    else:
+        pick = np.asarray
+    low, high = np.zeros(shape or ()), np.ones(shape or ())
+    for _ in range(60 if exact else 26):
+        middle = (low + high) / 2
+        same = pick(at(middle)[switch]) == pick(first)
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    step = 1e-7 if exact else 1e-3
+    below, above = at(low)[value], at(high)[value]
+    with np.errstate(all="ignore"):
+        jump = np.abs(above - below)
+        slope = np.abs(below - at(low - step)[value]) + np.abs(above - at(high + step)[value])
+        size = np.maximum(np.abs(above), np.abs(below))
+        fine = (jump <= 4 * slope + (1e-5 if exact else 1e-3) * size + 1e-13) | ~np.isfinite(jump)
+        fine |= ~np.isfinite(slope) & (jump < 1e-3)
+    return bool(np.all(fine | ~differs if shape is not None else fine))
+
+
+def _flipping(piece: Piece, switch: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None) -> tuple[Values, Values]:
+    """Two points between which the discrete value changes, if such are found."""
+    for _ in range(1 if shape else 12):
+        one, other = {}, {}
+        large = _largest_constant(piece)
+        for number in piece.start:
+            one[number], other[number] = _pair(piece.graph, number, inputs, rng, shape, large)
+        if shape or np.any(
+            run_piece(piece, one, collapsed=False)[switch] != run_piece(piece, other, collapsed=False)[switch]
+        ):
+            break
+    return one, other
+
+
+def _largest_constant(piece: Piece) -> float:
+    """How far out a threshold may be."""
+    constants = [array(piece.graph.known[number]) for number in piece.start if number in piece.graph.known]
+    sizes = [float(x) for c in constants if c.dtype.kind == "f" and c.size for x in (np.abs(c).max(),) if x < 1e30]
+    return max(sizes, default=0.0)
+
+
+def _pair(
+    graph: Graph, number: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None, large: float
+) -> tuple[Any, Any]:
+    """Two values of a start of a piece; the same one twice if it is constant."""
+    aval, node = graph.avals[number], graph.maker.get(number)
+    if number in graph.known or number in inputs:
+        value = array(graph.known[number] if number in graph.known else inputs[number])
+        if number in inputs and value.dtype.kind == "f":
+            value = value + 0.1 * rng.normal(size=value.shape) * (1.0 + np.abs(value))
+        value = value if shape is None else (rng.choice(value.ravel(), shape) if value.size > 1 else np.broadcast_to(value, shape))
+        return value, value
+    size = tuple(aval.shape) if shape is None else shape
+    kind = getattr(aval.dtype, "kind", "?")
+    if kind == "b":
+        return (rng.random(size) < 0.5,) * 2
+    if kind in "iu":
+        return (rng.integers(0, 3, size),) * 2
+    if kind not in "fV":
+        raise Unknown
+    support = node.eqn.params["site"].support if node is not None and node.eqn.primitive is site_p else None
+    scale = 10.0 ** rng.uniform(-1.0, 2.0, shape or ()) * np.where(rng.random(shape or ()) < 0.5, 1.0, 1.0 + large)
+    collapsed = shape is not None
+    return tuple(_inside(support, scale * rng.normal(size=size), collapsed) for _ in range(2))  # type: ignore[return-value]
+
+
+def _inside(support: Any, x: Any, collapsed: bool) -> Any:
+    """Any numbers as values in a support."""
+    if support is None:
+        return x
+    if type(support).__name__ == "_Simplex":
+        if collapsed:
+            return 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
+        exp = np.exp(x - x.max(-1, keepdims=True))
+        return exp / exp.sum(-1, keepdims=True)
+    found = bounds(support)
+    if found is None:
+        return x
+    _, low, high = found
+    if np.size(low) > 1 or np.size(high) > 1:
+        return x
+    low, high = float(low), float(high)
+    if np.isfinite(low) and np.isfinite(high):
+        return low + (high - low) / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
+    return low + np.abs(x) if np.isfinite(low) else high - np.abs(x) if np.isfinite(high) else x
+
+
+def run_piece(piece: Piece, start: Values, *, collapsed: bool) -> Values:
+    """All values of a piece. Collapsed, every value is one number for each probe."""
+    values = dict(start)
+    for node in piece.nodes:
+        operands = [values[n] if n in values else array(piece.graph.known[n]) for n in node.ins]
+        name = node.eqn.primitive.name
+        outs = [operands[0]] if collapsed and name in STRUCTURAL else evaluate(node.eqn, operands)
+        values.update(zip(node.outs, outs, strict=True))
+    return values
