@@ -27,6 +27,7 @@ from ppl.site import (
     Site,
     bind,
     rebind,
+    split_estimator,
     user_frame,
 )
 from ppl.transforms.interpret import run_staged
@@ -142,9 +143,9 @@ class Bound:
             ...     trace, _ = ppl.simulate(family(p).with_estimators(scores))
             ...     return trace["weight"] * trace["switch"]
             >>> for row in objective.estimators(0.5):
-            ...     print(row.address, row.estimator)
-            weight Reparameterize()
-            switch ScoreFunction()
+            ...     print(row.address, type(row.estimator).__name__)
+            weight Reparameterize
+            switch ScoreFunction
         """
         return self._modified("with_estimators", _targets(estimators, by_address, "an estimator"))
 
@@ -227,7 +228,8 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         )
     distribution, mask, _ = plain(corrected(distribution))
     mask = broadcast(mask, distribution.batch_shape)
-    leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask))
+    static, arrays = split_estimator(estimator)
+    leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask, estimator=arrays))
     support, moving = _support(distribution)
     site = Site(
         address=path,
@@ -239,7 +241,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         where=where,
         distribution_name=_distribution_name(distribution),
         event_dim=distribution.event_dim,
-        estimator=estimator,
+        estimator=static,
         moving_support=moving,
     )
     if obs is not None:

@@ -82,12 +82,16 @@ class Plate(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What flows into a site: `value` is an observation, a substituted value, a log factor or a named value."""
+    """What flows into a site: `value` is an observation, a substituted value, a log factor or a named value.
+
+    `estimator` is the site's gradient estimator where that holds arrays (a learned baseline, the parameters of a proposal).
+    """
 
     distribution: Any = None
     value: Any = None
     scale: Any = None
     mask: Any = None
+    estimator: Any = None
 
 
 SAMPLE, OBSERVED, FACTOR, DETERMINISTIC, SUBSAMPLE = "sample", "observed", "factor", "deterministic", "subsample"
@@ -171,6 +175,19 @@ def rebind(site: Site, leaves: Sequence[Any], *, keep: Sequence[str] = Operands.
 
 def restore(site: Site, leaves: Sequence[Any]) -> Operands:
     return jax.tree.unflatten(site.tree, leaves)
+
+
+def estimator_of(site: Site, leaves: Sequence[Any]) -> Any:
+    """The gradient estimator that the user named for a site, or None."""
+    return site.estimator if site.estimator is not None else restore(site, leaves).estimator
+
+
+def split_estimator(estimator: Any) -> tuple[Any, Any]:
+    """An estimator as what is static, `Site.estimator`, or as an operand if it holds arrays: one of the two is None."""
+    leaves = jax.tree.leaves(estimator)
+    if leaves and all(isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int) for leaf in leaves):
+        return None, estimator
+    return estimator, None
 
 
 def has_value(site: Site) -> bool:

@@ -3,6 +3,7 @@
 The protocol is `Estimator`; a file a family.
 """
 
+from ppl.estimators.baselines import Learned, LeaveOneOut, MovingAverage, Vimco
 from ppl.estimators.choose import pathwise_choice
 from ppl.estimators.enumerate import Enumerate, support_size
 from ppl.estimators.protocol import Branches, Estimator, Particle
@@ -13,9 +14,13 @@ __all__ = [
     "Branches",
     "Enumerate",
     "Estimator",
+    "Learned",
+    "LeaveOneOut",
+    "MovingAverage",
     "Particle",
     "Reparameterize",
     "ScoreFunction",
+    "Vimco",
     "pathwise_choice",
     "support_size",
 ]

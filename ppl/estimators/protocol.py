@@ -102,6 +102,8 @@ class OneValue:
     coupling = SINGLE
     axis: Hashable | None = None
     weighted = True
+    baseline: Any = None
+    """An array, or one of `ppl.estimators.baselines`: subtracted from what the weight multiplies."""
 
     def branches(self, distribution: Any) -> int:
         return 1

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.densities import batched_distribution, draw, elementwise, per_lane
-from ppl.estimators import Branches, Particle
+from ppl.estimators import Branches, Learned, Particle
 from ppl.estimators.protocol import PRODUCT, SINGLE
-from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, restore
+from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, estimator_of, lanes, restore
 from ppl.transforms.branches import Axis, Branched, each_branch, first_as_axis, first_as_last, union_axes
 from ppl.transforms.plan import SitePlan
 from ppl.transforms.simulate import given_value, refuse_improper
@@ -27,8 +27,10 @@ def draw_site(
     `loops` are the current indices of the loops around the site.
     """
     if plan.estimator.coupling == SINGLE:
-        particle = each_branch(lambda *arrays: tuple(_particle(plan, arrays, key)), leaves)
-        value, log_weight = particle
+        value, log_weight = each_branch(lambda *arrays: tuple(_particle(plan, arrays, key)), leaves)
+        if plan.brings_baseline:
+            baseline = each_branch(lambda *arrays: _baseline(plan, arrays), leaves)
+            log_weight = each_branch(lambda *both: jnp.stack(both, axis=-1), [log_weight, baseline])
         return value, log_weight
     values, weights = each_branch(lambda *arrays: tuple(_branches(plan, arrays, key)), leaves)
     weights = first_as_last(weights)
@@ -58,10 +60,19 @@ def sole_value(site: Site, leaves: Sequence[Any], key: Any, estimator: Any) -> A
 
 
 def _drawn(site: Site, estimator: Any, leaves: Sequence[Any], key: Any) -> Any:
-    batched = batched_distribution(site, leaves) if site.plates else restore(site, leaves).distribution
+    estimator = estimator_of(site, leaves) or estimator  # the plan's lacks the arrays
+    if not site.plates:
+        return estimator.particle(key, elementwise(restore(site, leaves).distribution))
+    mapped = site.estimator is None and getattr(estimator, "reads_arrays", True) and jax.tree.leaves(estimator)
+    batched = None if mapped else batched_distribution(site, leaves)
     if batched is not None:
         return estimator.particle(key, elementwise(batched))
-    return per_lane(site, leaves, key, lambda key, distribution: estimator.particle(key, elementwise(distribution)))
+
+    def one(key: Any, operands: Any) -> Any:
+        own = operands.estimator if mapped else estimator
+        return own.particle(key, elementwise(operands.distribution))
+
+    return per_lane(site, leaves, key, one)
 
 
 def _particle(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Particle:
@@ -72,6 +83,25 @@ def _particle(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Particle:
             f"it must give a Particle.\n  {plan.site.where}"
         )
     return particle
+
+
+def _baseline(plan: SitePlan, leaves: Sequence[Any]) -> Any:
+    """The baseline that the site's operands bring, for every element."""
+    site = plan.site
+
+    def one(operands: Any) -> Any:
+        baseline = operands.estimator.baseline
+        value = baseline.value if isinstance(baseline, Learned) else baseline
+        shape = elementwise(operands.distribution).batch_shape
+        try:
+            return jnp.broadcast_to(jnp.asarray(value, jnp.result_type(float)), shape)
+        except ValueError as error:
+            raise errors.EstimatorError(
+                f"the baseline of {site.name!r} has shape {list(jnp.shape(value))}; it needs one number, or one for each "
+                f"element of the site, {list(shape)}.\n  {site.where}"
+            ) from error
+
+    return lanes(site, leaves, one)
 
 
 def _branches(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Branches:
@@ -173,7 +203,7 @@ def own_branch(plan: SitePlan, weights: Branched) -> Branched:
 def neutral(plan: SitePlan, axes: Sequence[Axis], site_shape: Sequence[int], dtype: Any) -> Branched:
     """The weights of a site that was not reached: they change nothing."""
     if plan.estimator.coupling == SINGLE:
-        weights = jnp.zeros(tuple(site_shape), dtype)
+        weights = jnp.zeros((*site_shape, 2) if plan.brings_baseline else tuple(site_shape), dtype)
     elif plan.estimator.coupling == PRODUCT or plan.perturbs:
         weights = jnp.zeros((*site_shape, plan.count), dtype).at[..., 0].set(1.0)
     else:

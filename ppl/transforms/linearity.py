@@ -17,6 +17,7 @@ from ppl.notes import Note, note_p
 from ppl.site import SAMPLE, Where, site_p
 from ppl.transforms.graph import Graph, Node, graph_of
 from ppl.transforms.interpret import scan_sizes
+from ppl.transforms.smoothness import parameters_of
 
 
 class Draw(NamedTuple):
@@ -117,7 +118,8 @@ def _misuse(every: Use, draws: Iterable[Draw], node: Node, operation: str, *, in
 
 
 def _site(node: Node, ins: Sequence[Use], kind: str) -> list[Use]:
-    site, every = node.eqn.params["site"], join(ins)
+    site = node.eqn.params["site"]
+    every = join(ins[i] for i in parameters_of(site))
     if site.kind != SAMPLE:
         return [every]
     return [Use(frozenset(), _misuse(every, every.linear, node, f"parameter of {site.name!r}").misuses)]

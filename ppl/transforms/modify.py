@@ -18,7 +18,7 @@ import numpy as np
 from ppl import errors
 from ppl.address import covers, suggest
 from ppl.choice import chosen_for
-from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show
+from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show, split_estimator
 from ppl.transforms.interpret import Inputs, Rule
 from ppl.transforms.stage import Located, Staged, check_addresses, density_addresses, sites, stage
 from ppl.transforms.values import UNKNOWN_MASK, check_value
@@ -181,7 +181,10 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
         return site.replace(detached=True), leaves
     if verb == "with_estimators":
         found = chosen_for(site, value)
-        return (site.replace(estimator=found) if found is not None or value is None else site), leaves
+        if found is None and value is not None:
+            return site, leaves
+        static, arrays = split_estimator(found)
+        return _with(site.replace(estimator=static), leaves, "estimator", arrays, sliced=False)
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None
     new = given if sliced else value
@@ -201,6 +204,6 @@ def _with(site: Site, leaves: Sequence[Any], name: str, value: Any, *, sliced: b
     leaves, tree = jax.tree.flatten(restore(site, leaves)._replace(**{name: value}))
     plates = []
     for plate in site.plates:
-        flags = restore(site, plate.batched)._replace(**{name: sliced})
+        flags = restore(site, plate.batched)._replace(**{name: jax.tree.map(lambda _: sliced, value)})
         plates.append(plate._replace(batched=tuple(jax.tree.leaves(flags))))
     return site.replace(tree=tree, plates=tuple(plates)), leaves

@@ -52,22 +52,21 @@ def array(value: Any) -> Any:
 def evaluate(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     """The results of one equation."""
     name, params = eqn.primitive.name, eqn.params
-    with np.errstate(all="ignore"):
-        if name in ELEMENTWISE:
-            return [ELEMENTWISE[name](params, *operands)]
-        rule = _RULES.get(name)
-        if rule is not None:
-            found = rule(eqn, *operands)
-            return found if isinstance(found, list) else [found]
-        if eqn.primitive in CALLS:
-            return run(*closed(params), operands)
-        if eqn.primitive is jp.cond_p:
-            index = int(np.clip(operands[0], 0, len(params["branches"]) - 1))
-            return run(params["branches"][index].jaxpr, params["branches"][index].consts, operands[1:])
-        if eqn.primitive is jp.scan_p:
-            return _scan(eqn, operands)
-        if eqn.primitive is jp.while_p:
-            return _while(eqn, operands)
+    if name in ELEMENTWISE:
+        return [ELEMENTWISE[name](params, *operands)]
+    rule = _RULES.get(name)
+    if rule is not None:
+        found = rule(eqn, *operands)
+        return found if isinstance(found, list) else [found]
+    if eqn.primitive in CALLS:
+        return run(*closed(params), operands)
+    if eqn.primitive is jp.cond_p:
+        index = int(np.clip(operands[0], 0, len(params["branches"]) - 1))
+        return run(params["branches"][index].jaxpr, params["branches"][index].consts, operands[1:])
+    if eqn.primitive is jp.scan_p:
+        return _scan(eqn, operands)
+    if eqn.primitive is jp.while_p:
+        return _while(eqn, operands)
     return _by_jax(eqn, operands)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from ppl import errors
 from ppl.densities import elementwise
-from ppl.estimators import Enumerate, Estimator, ScoreFunction, pathwise_choice, support_size
+from ppl.estimators import Enumerate, Estimator, LeaveOneOut, MovingAverage, ScoreFunction, Vimco, pathwise_choice, support_size
 from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE
-from ppl.site import SAMPLE, Site, restore, show
+from ppl.site import SAMPLE, Site, estimator_of, restore, show
 from ppl.transforms.branches import Axis
 from ppl.transforms.influence import (
     ALL_LAGS,
@@ -69,6 +69,15 @@ class SitePlan:
     @property
     def weighted(self) -> bool:
         return not self.site.detached and self.site.kind == SAMPLE and not _transparent(self.estimator)
+
+    @property
+    def baseline(self) -> Any:
+        return getattr(self.estimator, "baseline", None)
+
+    @property
+    def brings_baseline(self) -> bool:
+        """Whether the site's own operands say what its baseline is."""
+        return self.baseline is not None and not isinstance(self.baseline, LeaveOneOut | MovingAverage | Vimco)
 
     @property
     def n_loops(self) -> int:
@@ -132,15 +141,17 @@ def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
     """The estimator of each site, before it is known what enumeration would cost."""
     found: dict[SiteId, SitePlan] = {}
     for site_id, located in zip(site_ids(jaxpr), sites(jaxpr), strict=True):
-        site = located.site
-        if site.kind != SAMPLE:
-            continue
-        estimator, why = _choose(site, located)
-        if not site.detached:
-            _refuse(estimator, located)
-        shape = located.stack + element_shape(site)
-        found[site_id] = SitePlan(site_id, located, estimator, why, len(found), shape)
+        if located.site.kind == SAMPLE:
+            found[site_id] = choice_of(site_id, located, len(found))
     return found
+
+
+def choice_of(site_id: SiteId, located: Located, position: int) -> SitePlan:
+    """The estimator of one site, before it is known what enumeration would cost."""
+    estimator, why = _choose(located.site, located)
+    if not located.site.detached:
+        _refuse(estimator, located)
+    return SitePlan(site_id, located, estimator, why, position, located.stack + element_shape(located.site))
 
 
 def _refuse(estimator: Estimator, located: Located) -> None:
@@ -155,8 +166,9 @@ def _refuse(estimator: Estimator, located: Located) -> None:
 
 def chosen_estimator(site: Site) -> Estimator:
     """The estimator of a site by itself, wherever it stands."""
-    if site.estimator is not None:
-        return site.estimator
+    named = estimator_of(site, [0.0] * site.tree.num_leaves)
+    if named is not None:
+        return named
     choice = pathwise_choice(elementwise(restore(site, [0.0] * site.tree.num_leaves).distribution))
     assert choice is not None
     return choice
@@ -164,8 +176,9 @@ def chosen_estimator(site: Site) -> Estimator:
 
 def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
     distribution = template(located)
-    if site.estimator is not None:
-        return site.estimator, "named by the user"
+    named = estimator_of(site, located.operands)
+    if named is not None:
+        return named, "named by the user"
     choice = pathwise_choice(distribution)
     if choice is not None:
         return choice, "draws have right pathwise derivatives"
@@ -177,7 +190,7 @@ def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
 
 def _score(located: Located) -> Estimator:
     site = located.site
-    score = ScoreFunction()
+    score = ScoreFunction(LeaveOneOut())
     reason = score.refuses(template(located), site)
     if reason is None:
         return score
@@ -206,6 +219,11 @@ def _analyse(jaxpr: Any, consts: Sequence[Any], chosen: Mapping[SiteId, SitePlan
 
 def _branch(plan: SitePlan, uses: Sequence[Influences], parents: Mapping[SiteId, Influences]) -> SitePlan:
     """Which dimensions of a site's elements have to branch one by one."""
+    if plan.located.in_while and plan.brings_baseline:
+        raise errors.EstimatorError(
+            f"the score of {plan.site.name!r} has a baseline of its own in a while_loop, where its draws are not told apart.\n"
+            f"  {plan.site.where}\nLeaveOneOut() and MovingAverage() serve it."
+        )
     if not plan.weighted or plan.estimator.coupling == SINGLE:
         return plan
     site, estimator = plan.site, plan.estimator

@@ -103,24 +103,31 @@ def _probe(piece: Piece, switch: int, value: int, inputs: dict[int, Any], rng: A
     try:
         if elementwise:
             return _on_lines(piece, switch, value, inputs, rng, (LINES,), exact)
-        verdicts = [_on_lines(piece, switch, value, inputs, rng, None, exact) for _ in range(WHOLE)]
+        return all(_on_lines(piece, switch, value, inputs, rng, None, exact) for _ in range(WHOLE))
     except Random:
         return False
     except (Unknown, ValueError, TypeError, IndexError, FloatingPointError):
         return None
-    return all(verdicts)
 
 
 def _on_lines(
     piece: Piece, switch: int, value: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None, exact: bool
 ) -> bool:
-    one, other = _flipping(piece, switch, inputs, rng, shape)
+    sides = cut_out(piece.graph, switch, switch, frozenset(piece.start), elementwise_only=False)
+    assert sides is not None
+    one, other = _flipping(piece, sides, switch, inputs, rng, shape)
 
-    def at(t: Any) -> Values:
+    def at(t: Any, piece: Piece) -> Values:
         point = {n: one[n] if one[n] is other[n] else one[n] + (other[n] - one[n]) * t for n in one}
         return run_piece(piece, point, collapsed=shape is not None)
 
-    first, last = at(0.0)[switch], at(1.0)[switch]
+    def side(t: Any) -> Any:
+        return at(t, sides)[switch]
+
+    def height(t: Any) -> Any:
+        return at(t, piece)[value]
+
+    first, last = side(0.0), side(1.0)
     differs = np.asarray(first != last)
     if not differs.any():
         return True
@@ -132,20 +139,22 @@ def _on_lines(
     low, high = np.zeros(shape or ()), np.ones(shape or ())
     for _ in range(60 if exact else 26):
         middle = (low + high) / 2
-        same = pick(at(middle)[switch]) == pick(first)
+        same = pick(side(middle)) == pick(first)
         low, high = np.where(same, middle, low), np.where(same, high, middle)
     step = 1e-7 if exact else 1e-3
-    below, above = at(low)[value], at(high)[value]
+    below, above = height(low), height(high)
     with np.errstate(all="ignore"):
         jump = np.abs(above - below)
-        slope = np.abs(below - at(low - step)[value]) + np.abs(above - at(high + step)[value])
+        slope = np.abs(below - height(low - step)) + np.abs(above - height(high + step))
         size = np.maximum(np.abs(above), np.abs(below))
         fine = (jump <= 4 * slope + (1e-5 if exact else 1e-3) * size + 1e-13) | ~np.isfinite(jump)
         fine |= ~np.isfinite(slope) & (jump < 1e-3)
     return bool(np.all(fine | ~differs if shape is not None else fine))
 
 
-def _flipping(piece: Piece, switch: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None) -> tuple[Values, Values]:
+def _flipping(
+    piece: Piece, sides: Piece, switch: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None
+) -> tuple[Values, Values]:
     """Two points between which the discrete value changes, if such are found."""
     for _ in range(1 if shape else 12):
         one, other = {}, {}
@@ -153,7 +162,7 @@ def _flipping(piece: Piece, switch: int, inputs: dict[int, Any], rng: Any, shape
         for number in piece.start:
             one[number], other[number] = _pair(piece.graph, number, inputs, rng, shape, large)
         if shape or np.any(
-            run_piece(piece, one, collapsed=False)[switch] != run_piece(piece, other, collapsed=False)[switch]
+            run_piece(sides, one, collapsed=False)[switch] != run_piece(sides, other, collapsed=False)[switch]
         ):
             break
     return one, other
@@ -215,9 +224,10 @@ def _inside(support: Any, x: Any, collapsed: bool) -> Any:
 def run_piece(piece: Piece, start: Values, *, collapsed: bool) -> Values:
     """All values of a piece. Collapsed, every value is one number for each probe."""
     values = dict(start)
-    for node in piece.nodes:
-        operands = [values[n] if n in values else array(piece.graph.known[n]) for n in node.ins]
-        name = node.eqn.primitive.name
-        outs = [operands[0]] if collapsed and name in STRUCTURAL else evaluate(node.eqn, operands)
-        values.update(zip(node.outs, outs, strict=True))
+    with np.errstate(all="ignore"):
+        for node in piece.nodes:
+            operands = [values[n] if n in values else array(piece.graph.known[n]) for n in node.ins]
+            name = node.eqn.primitive.name
+            outs = [operands[0]] if collapsed and name in STRUCTURAL else evaluate(node.eqn, operands)
+            values.update(zip(node.outs, outs, strict=True))
     return values

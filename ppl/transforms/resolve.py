@@ -31,19 +31,11 @@ from ppl.transforms.branches import (
 from ppl.transforms.influence import NOW, At, Place
 from ppl.transforms.interpret import SiteId
 from ppl.transforms.plan import LIMIT, Plan, SitePlan
-from ppl.transforms.terms import apply_tail
 
 Weights = Mapping[SiteId, Branched]
 
 
-def resolve(plan: Plan, values: Mapping[int, Branched], weights: Weights) -> Any:
-    """The surrogate: its value and all its derivatives are unbiased."""
-    resolver = _Resolver(plan, weights)
-    estimates = {number: resolver.estimate(number, values[number]) for number in plan.terms.numbers}
-    return apply_tail(plan.terms, lambda number: values[number].array, estimates)
-
-
-class _Resolver:
+class Resolver:
     """Estimates of terms. What several terms need, they share."""
 
     def __init__(self, plan: Plan, weights: Weights):
@@ -52,7 +44,21 @@ class _Resolver:
         self.priors = chain_priors(plan, weights)
         self._kept: dict[Any, Any] = {}
 
-    def estimate(self, number: int, term: Branched) -> Any:
+    def estimates(self, values: Mapping[int, Branched]) -> dict[int, Any]:
+        """Every term, estimated: the surrogate is the linear tail of these."""
+        return {number: self._estimate(number, values[number]) for number in self.plan.terms.numbers}
+
+    def reach(self, site_id: SiteId, log_weight: Branched) -> Branched | None:
+        """How much weight each branch in which a site stands has, by element; None where there is one branch."""
+        if not log_weight.axes:
+            return None
+        influences = self.plan.parents[site_id]
+        places = {key.site: place for key, place in influences.items() if not key.direct and key.site in self.weights}
+        factors = self._factors(places, log_weight.array.ndim - len(log_weight.axes))
+        summed = [axis for axis in union_axes(factor.axes for factor in factors) if axis not in log_weight.axes]
+        return self.elimination.sum_over(factors, summed)
+
+    def _estimate(self, number: int, term: Branched) -> Any:
         influences = self.plan.steps.influences[number]
         places = {key.site: place for key, place in influences.items() if not key.direct and key.site in self.weights}
         ndim = len(term.shape)
@@ -296,4 +302,4 @@ def _refuse_chain(plan: Plan, site_id: SiteId, place: Place) -> None:
             )
 
 
-__all__ = ["Elimination", "placed", "resolve"]
+__all__ = ["Elimination", "Resolver", "Weights", "placed"]

@@ -12,11 +12,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import primitives as jp
 
 from ppl.lanes import lanes_p, site_of
-from ppl.site import Site, Where, site_p
+from ppl.site import Site, Where, restore, site_p
 from ppl.transforms.graph import Graph, Node, graph_of
 from ppl.transforms.interpret import SiteId, advance, scan_sizes
 from ppl.transforms.probe import continuous
@@ -77,9 +78,9 @@ class Scope:
 
 
 def jumps_of(jaxpr: Any, consts: Sequence[Any], moving: Sequence[Any], traits: Callable[[SiteId, Site], str]) -> list[Jump]:
-    """The jumps that reach the results of a jaxpr whose arguments, with the values `moving`, are differentiated."""
+    """The jumps that reach the results of a jaxpr whose arguments, with the values `moving` (None if unknown), are differentiated."""
     graph = graph_of(jaxpr, consts)
-    inputs = dict(zip(graph.ins, moving, strict=True))
+    inputs = {number: value for number, value in zip(graph.ins, moving, strict=True) if value is not None}
     outs = flow(graph, [Reach(moves=True)] * len(graph.ins), Scope(traits, inputs), {})
     return sorted(join(outs).jumps, key=lambda jump: (str(jump.where), jump.operation))
 
@@ -203,13 +204,19 @@ def _settle(graph: Graph, number: int, reach: Reach, scope: Scope, *, last: bool
 def _site(graph: Graph, node: Node, ins: Sequence[Reach], scope: Scope, counts: dict[Any, int]) -> list[Reach]:
     site = node.eqn.params["site"]
     site_id = (site.address, counts.get(site.address, 0))
-    trait, parents = scope.traits(site_id, site), join(ins)
+    trait, parents = scope.traits(site_id, site), join(ins[i] for i in parameters_of(site))
     # Noise hides the jump from here on.
     parents = parents._replace(jumps=frozenset(dataclasses.replace(jump, graph=None) for jump in parents.jumps))
     if trait == DETACHED:
         parents = NOTHING
     draws = parents.draws | ({site_id} if site.distribution_name and np.issubdtype(site.dtype, np.floating) else frozenset())
     return [_of_kind(graph.avals[node.outs[0]], Reach(parents.moves and trait == PATHWISE, draws, parents.jumps))]
+
+
+def parameters_of(site: Site) -> list[int]:
+    """Which operands of a site decide on its value."""
+    operands = restore(site, list(range(site.tree.num_leaves)))
+    return jax.tree.leaves((operands.distribution, operands.value))
 
 
 def _inner(closed: Any, node: Node, counts: dict[Any, int], scope: Scope) -> Callable[[Sequence[Reach]], list[Reach]]:
