@@ -36,9 +36,7 @@ def describe(site: Site) -> SiteDescription:
     """What users see of a site."""
     plates = tuple("" if plate.axis is None else plate.axis.name for plate in reversed(site.plates))
     discrete = not np.issubdtype(site.dtype, np.inexact)
-    return SiteDescription(
-        site.name, site.distribution_name, site.full_shape, site.event_dim, discrete, site.support, plates
-    )
+    return SiteDescription(site.name, site.distribution_name, site.full_shape, site.event_dim, discrete, site.support, plates)
 
 
 def chosen_for(site: Site, choice: Any) -> Any:

@@ -81,9 +81,7 @@ class Report:
         return "\n".join([repr(self.sites), head, *map(str, self.findings)])
 
 
-def check(
-    objective: Any, evaluate: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], argnums: Any
-) -> Report:
+def check(objective: Any, evaluate: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], argnums: Any) -> Report:
     """See `Expectation.check`. `evaluate` gives the surrogate of what was staged."""
     findings: list[Finding] = []
     plans: dict[SiteId, SitePlan] = {}

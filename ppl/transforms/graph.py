@@ -49,7 +49,9 @@ def graph_of(jaxpr: Jaxpr, consts: Sequence[Any], where: Where | None = None) ->
     return graph
 
 
-def _add(graph: Graph, jaxpr: Jaxpr, consts: Sequence[Any], env: dict[Any, int], where: Where | None, name: str | None) -> list[int]:
+def _add(
+    graph: Graph, jaxpr: Jaxpr, consts: Sequence[Any], env: dict[Any, int], where: Where | None, name: str | None
+) -> list[int]:
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         env[var] = graph.number(var.aval)
         graph.known[env[var]] = const

@@ -114,9 +114,7 @@ def stage_for_gradient(
         values = zip(jax.tree.leaves(trainable), jax.tree.leaves([arrays for arrays, _ in parts]), strict=True)
         by_tracer = {id(tracer): value for tracer, value in values}
         moving = {
-            i: by_tracer.get(id(const))
-            for i, const in enumerate(staged.jaxpr.consts)
-            if isinstance(const, jax.core.Tracer)
+            i: by_tracer.get(id(const)) for i, const in enumerate(staged.jaxpr.consts) if isinstance(const, jax.core.Tracer)
         }
         box.append(Staging(staged, moving))
         use(staged)
@@ -146,7 +144,9 @@ def choices(jaxpr: Any) -> tuple[dict[SiteId, SitePlan], list[Refusal]]:
     return found, refused
 
 
-def plan_of(jaxpr: Any, consts: Sequence[Any], found: Mapping[SiteId, SitePlan]) -> tuple[Plan | None, Mapping[SiteId, SitePlan]]:
+def plan_of(
+    jaxpr: Any, consts: Sequence[Any], found: Mapping[SiteId, SitePlan]
+) -> tuple[Plan | None, Mapping[SiteId, SitePlan]]:
     """The plan, if some site has weights, and what it says of each site."""
     if not any(site.weighted for site in found.values()):
         return None, found

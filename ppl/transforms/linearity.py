@@ -140,7 +140,10 @@ def _fixpoint(carry: Sequence[Use], step: Callable[[list[Use]], list[Use]]) -> l
     """What is carried in a loop, at any step."""
     found = list(carry)
     while True:
-        after = [Use(frozenset(d._replace(earlier=True) for d in out.linear - old.linear) | old.linear, out.misuses) for out, old in zip(step(found), found, strict=True)]
+        after = [
+            Use(frozenset(d._replace(earlier=True) for d in out.linear - old.linear) | old.linear, out.misuses)
+            for out, old in zip(step(found), found, strict=True)
+        ]
         reached = [join(pair) for pair in zip(found, after, strict=True)]
         if reached == found:
             return found

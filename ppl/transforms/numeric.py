@@ -134,7 +134,10 @@ def _select(params: Any, which: Any, *cases: Any) -> Any:
     which = np.asarray(which, int)
     if np.ndim(which) == 0 and len(cases) and np.ndim(cases[0]):
         return cases[int(which)]
-    return np.select([which == i for i in range(len(cases))], [np.broadcast_to(c, np.broadcast_shapes(np.shape(which), np.shape(c))) for c in cases])
+    return np.select(
+        [which == i for i in range(len(cases))],
+        [np.broadcast_to(c, np.broadcast_shapes(np.shape(which), np.shape(c))) for c in cases],
+    )
 
 
 def _div(params: Any, x: Any, y: Any) -> Any:

@@ -72,7 +72,12 @@ def cut_out(graph: Graph, switch: int, value: int, cut: frozenset[int], *, eleme
             continue
         seen.add(number)
         node = graph.maker.get(number)
-        if node is None or number in cut or node.eqn.primitive is site_p or (elementwise_only and not _elementwise(graph, node)):
+        if (
+            node is None
+            or number in cut
+            or node.eqn.primitive is site_p
+            or (elementwise_only and not _elementwise(graph, node))
+        ):
             if number in after:
                 return None
             start.append(number)
@@ -161,9 +166,7 @@ def _flipping(
         large = _largest_constant(piece)
         for number in piece.start:
             one[number], other[number] = _pair(piece.graph, number, inputs, rng, shape, large)
-        if shape or np.any(
-            run_piece(sides, one, collapsed=False)[switch] != run_piece(sides, other, collapsed=False)[switch]
-        ):
+        if shape or np.any(run_piece(sides, one, collapsed=False)[switch] != run_piece(sides, other, collapsed=False)[switch]):
             break
     return one, other
 
@@ -184,7 +187,9 @@ def _pair(
         value = array(graph.known[number] if number in graph.known else inputs[number])
         if number in inputs and value.dtype.kind == "f":
             value = value + 0.1 * rng.normal(size=value.shape) * (1.0 + np.abs(value))
-        value = value if shape is None else (rng.choice(value.ravel(), shape) if value.size > 1 else np.broadcast_to(value, shape))
+        value = (
+            value if shape is None else (rng.choice(value.ravel(), shape) if value.size > 1 else np.broadcast_to(value, shape))
+        )
         return value, value
     size = tuple(aval.shape) if shape is None else shape
     kind = getattr(aval.dtype, "kind", "?")

@@ -136,7 +136,19 @@ _ORDER = frozenset("lt le gt ge lt_to le_to".split())
 _COMPARISONS = _ORDER | {"eq", "ne", "eq_to"}
 _ROUNDING = frozenset("floor ceil round sign".split())
 _WITH_ATOMS = frozenset("max min clamp reduce_max reduce_min cummax cummin".split())
-_NAMES = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "lt_to": "<", "le_to": "<=", "eq_to": "==", "rem": "remainder", "sort": "order of a sort"}
+_NAMES = {
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "lt_to": "<",
+    "le_to": "<=",
+    "eq_to": "==",
+    "rem": "remainder",
+    "sort": "order of a sort",
+}
 
 
 def _random(reach: Reach) -> bool:
