@@ -13,7 +13,7 @@ from ppl import errors
 from ppl.densities import batched_distribution, draw, elementwise, per_lane
 from ppl.estimators import Branches, Learned, Particle
 from ppl.estimators.protocol import PRODUCT, SINGLE
-from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, estimator_of, lanes, restore
+from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, lanes, restore
 from ppl.transforms.branches import Axis, Branched, each_branch, first_as_axis, first_as_last, union_axes
 from ppl.transforms.plan import SitePlan
 from ppl.transforms.simulate import given_value, refuse_improper
@@ -60,10 +60,11 @@ def sole_value(site: Site, leaves: Sequence[Any], key: Any, estimator: Any) -> A
 
 
 def _drawn(site: Site, estimator: Any, leaves: Sequence[Any], key: Any) -> Any:
-    estimator = estimator_of(site, leaves) or estimator  # the plan's lacks the arrays
+    held = restore(site, leaves).estimator  # the plan's lacks the arrays
+    estimator = estimator if held is None else held
     if not site.plates:
         return estimator.particle(key, elementwise(restore(site, leaves).distribution))
-    mapped = site.estimator is None and getattr(estimator, "reads_arrays", True) and jax.tree.leaves(estimator)
+    mapped = held is not None and getattr(held, "reads_arrays", True)
     batched = None if mapped else batched_distribution(site, leaves)
     if batched is not None:
         return estimator.particle(key, elementwise(batched))
