@@ -1,7 +1,7 @@
 """Notes: marks on values of a program that analyses find and that change nothing.
 
-A note says that a value is of some kind, why, and where the user wrote it. To JAX it is the identity, linear and elementwise: it
-is differentiated and batched through, and compiles to nothing.
+A note says that a value is of some kind, why, and where the user wrote it. To JAX it is the identity: it is differentiated and
+batched through, and compiles to nothing.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ class Bound:
 
         Args:
             estimators: an estimator for all sites; a function that is given each site's `ppl.SiteDescription` and returns an
-                estimator, or None to leave the site alone; or a dict of these by address or prefix, of which the longest counts.
-                None in a dict gives the choice back to the library.
+                estimator, or None to leave the site alone; or a dict of these by address or prefix, of which the longest
+                counts. None in a dict gives the choice back to the library.
             by_address: the same by address.
 
         Raises:

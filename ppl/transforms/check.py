@@ -199,6 +199,6 @@ def _misuse(misuse: Misuse) -> Finding:
     where = misuse.where or misuse.note.where
     message = (
         f"a draw of the expectation {misuse.note.reason!r} ({misuse.note.where}) is used nonlinearly ({misuse.operation}); "
-        "sums, scalings and products with independent draws are unbiased, and an average of several draws is only consistent here"
+        "sums, scalings and products with independent draws are unbiased; here an average of several draws is only consistent"
     )
     return _finding("", "linearity", FAILS if misuse.certain else CANNOT_TELL, message, where)

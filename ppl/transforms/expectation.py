@@ -157,8 +157,8 @@ class Expectation:
     def check(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Report:
         """Every condition for unbiased gradients that can be decided without running: those that fail, with file and line.
 
-        The conditions: the objective is continuous in what gradients flow through, along draws and past them; every estimator is
-        unbiased and serves its distribution; families stay within, and cover, the supports of their models; draws of nested
+        The conditions: the objective is continuous in what gradients flow through, along draws and past them; every estimator
+        is unbiased and serves its distribution; families stay within, and cover, the supports of their models; draws of nested
         expectations are used linearly. Continuity is decided by analysis of the jaxpr and by a few evaluations of small pieces
         of it in NumPy.
 

@@ -1,7 +1,7 @@
 """Whether marked values are used linearly, on the way to an objective's result.
 
-A draw of a nested expectation is unbiased for it, and stays so in every linear function, and in products with what is independent
-of it. The expectation of any other function of the draw is not that function of the expectation.
+A draw of a nested expectation is unbiased for it, and stays so in every linear function, and in products with what is
+independent of it. The expectation of any other function of the draw is not that function of the expectation.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Unknown(Exception):  # noqa: N818 (no error of the user's)
     """A value that cannot be computed here."""
 
 
-class Random(Unknown):  # noqa: N818
+class Random(Unknown):
     """A value that is drawn."""
 
 
@@ -234,6 +234,33 @@ def _iota(eqn: Any) -> Any:
     return np.broadcast_to(row, shape).astype(np.float64 if eqn.params["dtype"].kind == "f" else eqn.params["dtype"])
 
 
+def _gather(eqn: Any, x: Any, indices: Any) -> Any:
+    """JAX gathers the positions, so that the values keep their precision."""
+    positions = jax.numpy.arange(x.size).reshape(x.shape)
+    params = {**eqn.params, "fill_value": -1}
+    found = np.asarray(eqn.primitive.bind(positions, jax.numpy.asarray(indices, eqn.invars[1].aval.dtype), **params))
+    values = x.ravel()[np.clip(found, 0, None)]
+    return np.where(found < 0, np.nan, values) if x.dtype.kind == "f" else values
+
+
+def _update_slice(eqn: Any, x: Any, update: Any, *starts: Any) -> Any:
+    result = np.array(x)
+    places = [int(np.clip(s, 0, n - k)) for s, n, k in zip(starts, x.shape, np.shape(update), strict=True)]
+    result[tuple(slice(p, p + k) for p, k in zip(places, np.shape(update), strict=True))] = update
+    return result
+
+
+def _triangular_solve(eqn: Any, a: Any, b: Any) -> Any:
+    p = eqn.params
+    a = np.tril(a) if p["lower"] else np.triu(a)
+    if p["unit_diagonal"]:
+        a = a - a * np.eye(a.shape[-1]) + np.eye(a.shape[-1])
+    a = np.swapaxes(a, -1, -2) if p["transpose_a"] else a
+    if p["left_side"]:
+        return np.linalg.solve(a, b)
+    return np.swapaxes(np.linalg.solve(np.swapaxes(a, -1, -2), np.swapaxes(b, -1, -2)), -1, -2)
+
+
 def _sort(eqn: Any, *arrays: Any) -> Any:
     dim = eqn.params["dimension"]
     order = np.lexsort(arrays[: eqn.params["num_keys"]][::-1], axis=dim)
@@ -269,6 +296,10 @@ _RULES: dict[str, Callable[..., Any]] = {
     "slice": _slice,
     "split": _split,
     "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _update_slice,
+    "gather": _gather,
+    "cholesky": lambda eqn, x: np.linalg.cholesky(x),
+    "triangular_solve": _triangular_solve,
     "iota": _iota,
     "sort": _sort,
 }

@@ -1,13 +1,14 @@
 """Whether a value is continuous where a discrete one changes, found by going there.
 
-Along a line between two random points, bisection in double precision finds two neighbouring points between which the discrete value
-changes. The other value is continuous there if it does not change by more than its slope explains.
+Along a line between two random points, bisection in double precision finds two neighbouring points between which the discrete
+value changes. The other value is continuous there if it does not change by more than its slope explains.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from ppl.transforms.numeric import ELEMENTWISE, EXACT, Random, Unknown, array, e
 
 LINES = 64
 """Probes of a piece that is elementwise."""
-WHOLE = 4
-"""Probes of any other."""
+WHOLE = (0.0, 1.0, 0.5, -1.0, 2.0, 0.0, 1.0, 0.5)
+"""Probes of any other: orders of magnitude of the noise."""
 LARGEST = 200_000
 """Elements of a value that is computed in a probe."""
 STRUCTURAL = frozenset(["broadcast_in_dim", "reshape", "squeeze", "expand_dims"])
@@ -61,9 +62,9 @@ def cut_out(graph: Graph, switch: int, value: int, cut: frozenset[int], *, eleme
     None if that would start from a value that depends on `switch`.
     """
     after = {switch}
-    for node in graph.nodes:
-        if not after.isdisjoint(node.ins):
-            after.update(node.outs)
+    for later in graph.nodes:
+        if not after.isdisjoint(later.ins):
+            after.update(later.outs)
     needed, start, seen = set[int](), list[int](), set[int]()
     todo = [switch, value]
     while todo:
@@ -104,105 +105,111 @@ def _probe(piece: Piece, switch: int, value: int, inputs: dict[int, Any], rng: A
     """The verdict on one piece; True too if the discrete value is found to be always the same."""
     if not elementwise and any(piece.graph.avals[out].size > LARGEST for node in piece.nodes for out in node.outs):
         return None
+    sides = cut_out(piece.graph, switch, switch, frozenset(piece.start), elementwise_only=False)
+    assert sides is not None
     exact = all(node.eqn.primitive.name in EXACT for node in piece.nodes)
+    search = _Search(piece, sides, switch, value, inputs, rng, (LINES,) if elementwise else None, exact)
     try:
-        if elementwise:
-            return _on_lines(piece, switch, value, inputs, rng, (LINES,), exact)
-        return all(_on_lines(piece, switch, value, inputs, rng, None, exact) for _ in range(WHOLE))
+        return all(search.continuous(order) for order in (WHOLE[:1] if elementwise else WHOLE))
     except Random:
         return False
-    except (Unknown, ValueError, TypeError, IndexError, FloatingPointError):
+    except (Unknown, ValueError, TypeError, IndexError, np.linalg.LinAlgError):
         return None
 
 
-def _on_lines(
-    piece: Piece, switch: int, value: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None, exact: bool
-) -> bool:
-    sides = cut_out(piece.graph, switch, switch, frozenset(piece.start), elementwise_only=False)
-    assert sides is not None
-    one, other = _flipping(piece, sides, switch, inputs, rng, shape)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Search:
+    """Along lines through a piece, many at once if it is elementwise (`shape`). `sides` makes the discrete value alone."""
 
-    def at(t: Any, piece: Piece) -> Values:
-        point = {n: one[n] if one[n] is other[n] else one[n] + (other[n] - one[n]) * t for n in one}
-        return run_piece(piece, point, collapsed=shape is not None)
+    piece: Piece
+    sides: Piece
+    switch: int
+    value: int
+    inputs: dict[int, Any]
+    rng: Any
+    shape: tuple[int, ...] | None
+    exact: bool
 
-    def side(t: Any) -> Any:
-        return at(t, sides)[switch]
+    def continuous(self, order: float) -> bool:
+        """Whether the value is continuous on new lines, between points of this order of magnitude."""
+        one, other = self._ends(order)
 
-    def height(t: Any) -> Any:
-        return at(t, piece)[value]
+        def point(t: Any) -> Values:
+            return {n: one[n] if one[n] is other[n] else one[n] + (other[n] - one[n]) * t for n in one}
 
-    first, last = side(0.0), side(1.0)
-    differs = np.asarray(first != last)
-    if not differs.any():
-        return True
-    if shape is None:  # one element of it decides
-        index = tuple(rng.choice(np.argwhere(differs)))
-        pick: Callable[[Any], Any] = lambda x: np.asarray(x)[index]  # noqa: E731
-    else:
-        pick = np.asarray
-    low, high = np.zeros(shape or ()), np.ones(shape or ())
-    for _ in range(60 if exact else 26):
-        middle = (low + high) / 2
-        same = pick(side(middle)) == pick(first)
-        low, high = np.where(same, middle, low), np.where(same, high, middle)
-    step = 1e-7 if exact else 1e-3
-    below, above = height(low), height(high)
-    with np.errstate(all="ignore"):
-        jump = np.abs(above - below)
-        slope = np.abs(below - height(low - step)) + np.abs(above - height(high + step))
-        size = np.maximum(np.abs(above), np.abs(below))
-        fine = (jump <= 4 * slope + (1e-5 if exact else 1e-3) * size + 1e-13) | ~np.isfinite(jump)
-        fine |= ~np.isfinite(slope) & (jump < 1e-3)
-    return bool(np.all(fine | ~differs if shape is not None else fine))
+        def side(t: Any) -> Any:
+            return self._run(self.sides, point(t))[self.switch]
 
+        def height(t: Any) -> Any:
+            return self._run(self.piece, point(t))[self.value]
 
-def _flipping(
-    piece: Piece, sides: Piece, switch: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None
-) -> tuple[Values, Values]:
-    """Two points between which the discrete value changes, if such are found."""
-    for _ in range(1 if shape else 12):
-        one, other = {}, {}
-        large = _largest_constant(piece)
-        for number in piece.start:
-            one[number], other[number] = _pair(piece.graph, number, inputs, rng, shape, large)
-        if shape or np.any(run_piece(sides, one, collapsed=False)[switch] != run_piece(sides, other, collapsed=False)[switch]):
-            break
-    return one, other
+        first = side(0.0)
+        differs = np.asarray(first != side(1.0))
+        if not differs.any():
+            return True
+        index = tuple(self.rng.choice(np.argwhere(differs))) if self.shape is None else ()  # one element of it decides
+        low, high = np.zeros(self.shape or ()), np.ones(self.shape or ())
+        for _ in range(56 if self.exact else 26):
+            middle = (low + high) / 2
+            same = np.asarray(side(middle) == first)[index]
+            low, high = np.where(same, middle, low), np.where(same, high, middle)
+        # Approximations meet within the first tolerance; a whole objective may be much larger than a jump in a part of it.
+        step, tolerance = (1e-10, 1e-5 if self.shape else 1e-10) if self.exact else (1e-3, 1e-3)
+        below, above = height(low), height(high)
+        with np.errstate(all="ignore"):
+            jump = np.abs(above - below)
+            slope = np.abs(below - height(low - step)) + np.abs(above - height(high + step))
+            fine = jump <= 4 * slope + tolerance * np.maximum(np.abs(above), np.abs(below)) + 1e-13
+            fine |= ~np.isfinite(jump) | (~np.isfinite(slope) & (jump < 1e-3))
+        return bool(np.all(fine | ~differs if self.shape is not None else fine))
 
+    def _ends(self, order: float) -> tuple[Values, Values]:
+        """Two points between which the discrete value changes, if such are found."""
+        for attempt in range(1 if self.shape else 12):
+            if self.shape:
+                far = self.rng.random(self.shape) < 0.5
+                scale = 10.0 ** self.rng.uniform(-1.0, 2.0, self.shape) * np.where(far, 1.0 + self._largest, 1.0)
+            else:
+                scale = 10.0**order * (1.0 + self._largest if attempt % 2 else 1.0)
+            pairs = {number: self._pair(number, scale) for number in self.piece.start}
+            one, other = ({n: pair[i] for n, pair in pairs.items()} for i in range(2))
+            if self.shape or np.any(self._run(self.sides, one)[self.switch] != self._run(self.sides, other)[self.switch]):
+                break
+        return one, other
 
-def _largest_constant(piece: Piece) -> float:
-    """How far out a threshold may be."""
-    constants = [array(piece.graph.known[number]) for number in piece.start if number in piece.graph.known]
-    sizes = [float(x) for c in constants if c.dtype.kind == "f" and c.size for x in (np.abs(c).max(),) if x < 1e30]
-    return max(sizes, default=0.0)
+    @functools.cached_property
+    def _largest(self) -> float:
+        """How far out a threshold may be."""
+        known = self.piece.graph.known
+        constants = [array(known[number]) for number in self.piece.start if number in known]
+        sizes = [float(np.abs(c).max()) for c in constants if c.dtype.kind == "f" and c.size]
+        return max((size for size in sizes if size < 1e30), default=0.0)
 
+    def _pair(self, number: int, scale: Any) -> tuple[Any, Any]:
+        """Two values of a start of the piece; the same one twice if it is constant."""
+        graph, rng = self.piece.graph, self.rng
+        aval, node = graph.avals[number], graph.maker.get(number)
+        if number in graph.known or number in self.inputs:
+            value = array(graph.known[number] if number in graph.known else self.inputs[number])
+            if number in self.inputs and value.dtype.kind == "f":
+                value = value + 0.1 * rng.normal(size=value.shape) * (1.0 + np.abs(value))
+            if self.shape is not None:
+                value = rng.choice(value.ravel(), self.shape) if value.size > 1 else np.broadcast_to(value, self.shape)
+            return value, value
+        size = tuple(aval.shape) if self.shape is None else self.shape
+        kind = getattr(aval.dtype, "kind", "?")
+        if kind == "b":
+            return (rng.random(size) < 0.5,) * 2
+        if kind in "iu":
+            return (rng.integers(0, 3, size),) * 2
+        if kind not in "fV":
+            raise Unknown
+        support = node.eqn.params["site"].support if node is not None and node.eqn.primitive is site_p else None
+        one, other = (_inside(support, scale * rng.normal(size=size), self.shape is not None) for _ in range(2))
+        return one, other
 
-def _pair(
-    graph: Graph, number: int, inputs: dict[int, Any], rng: Any, shape: tuple[int, ...] | None, large: float
-) -> tuple[Any, Any]:
-    """Two values of a start of a piece; the same one twice if it is constant."""
-    aval, node = graph.avals[number], graph.maker.get(number)
-    if number in graph.known or number in inputs:
-        value = array(graph.known[number] if number in graph.known else inputs[number])
-        if number in inputs and value.dtype.kind == "f":
-            value = value + 0.1 * rng.normal(size=value.shape) * (1.0 + np.abs(value))
-        value = (
-            value if shape is None else (rng.choice(value.ravel(), shape) if value.size > 1 else np.broadcast_to(value, shape))
-        )
-        return value, value
-    size = tuple(aval.shape) if shape is None else shape
-    kind = getattr(aval.dtype, "kind", "?")
-    if kind == "b":
-        return (rng.random(size) < 0.5,) * 2
-    if kind in "iu":
-        return (rng.integers(0, 3, size),) * 2
-    if kind not in "fV":
-        raise Unknown
-    support = node.eqn.params["site"].support if node is not None and node.eqn.primitive is site_p else None
-    scale = 10.0 ** rng.uniform(-1.0, 2.0, shape or ()) * np.where(rng.random(shape or ()) < 0.5, 1.0, 1.0 + large)
-    collapsed = shape is not None
-    return tuple(_inside(support, scale * rng.normal(size=size), collapsed) for _ in range(2))  # type: ignore[return-value]
+    def _run(self, piece: Piece, start: Values) -> Values:
+        return run_piece(piece, start, collapsed=self.shape is not None)
 
 
 def _inside(support: Any, x: Any, collapsed: bool) -> Any:

@@ -1,9 +1,9 @@
 """Whether what an objective computes is continuous in what its gradients flow through.
 
-The expectation of a discontinuous function of a continuous draw has a gradient that derivatives of the function miss: that of the
-probability of each side. This happens where a jump's place depends both on continuous noise and, along differentiable paths
-(parameters, reparameterized values), on what is differentiated. Analysis of the jaxpr finds the operations that may jump, and follows
-what they give; a value that turns out to be continuous all the same (`probe.py`) ends the jump.
+The expectation of a discontinuous function of a continuous draw has a gradient that derivatives of the function miss: that of
+the probability of each side. This happens where a jump's place depends both on continuous noise and, along differentiable
+paths (parameters, reparameterized values), on what is differentiated. Analysis of the jaxpr finds the operations that may jump,
+and follows what they give; a value that turns out to be continuous all the same (`probe.py`) ends the jump.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Scope:
 
 
 def jumps_of(jaxpr: Any, consts: Sequence[Any], moving: Sequence[Any], traits: Callable[[SiteId, Site], str]) -> list[Jump]:
-    """The jumps that reach the results of a jaxpr whose arguments, with the values `moving` (None if unknown), are differentiated."""
+    """The jumps that reach a jaxpr's results, differentiated in its arguments; `moving` are their values, None if unknown."""
     graph = graph_of(jaxpr, consts)
     inputs = {number: value for number, value in zip(graph.ins, moving, strict=True) if value is not None}
     outs = flow(graph, [Reach(moves=True)] * len(graph.ins), Scope(traits, inputs), {})
@@ -126,7 +126,8 @@ def _through(graph: Graph, node: Node, ins: Sequence[Reach], scope: Scope, count
     if name == "top_k":
         return [every._replace(atoms=True), _discrete(graph, node, ins, output=1)]
     if name == "select_n":
-        return [_settle(graph, node.outs[0], every._replace(atoms=every.atoms or _random(ins[0])), scope)]
+        out = every._replace(atoms=every.atoms or _random(ins[0]))
+        return [_settle(graph, node.outs[0], out, scope, only=ins[0].jumps)]
     if name in _WITH_ATOMS:
         every = every._replace(atoms=True)
     return [_of_kind(graph.avals[number], every) for number in node.outs]
@@ -195,14 +196,16 @@ def _anchor(graph: Graph, number: int, reach: Reach) -> Reach:
     return reach._replace(jumps=frozenset(moved))
 
 
-def _settle(graph: Graph, number: int, reach: Reach, scope: Scope, *, last: bool = False) -> Reach:
-    """What reaches a value, without the jumps in which it is continuous."""
+def _settle(
+    graph: Graph, number: int, reach: Reach, scope: Scope, *, only: frozenset[Jump] | None = None, last: bool = False
+) -> Reach:
+    """What reaches a value, without the jumps (of `only` these) in which it is continuous."""
     kind = getattr(graph.avals[number].dtype, "kind", "?")
     if not reach.jumps or kind not in "fV":
         return reach
     kept = set()
     for jump in reach.jumps:
-        if jump.graph is not graph or number == jump.switch:
+        if jump.graph is not graph or number == jump.switch or (only is not None and jump not in only):
             kept.add(jump)
             continue
         found = continuous(graph, jump.switch, number, jump.at, dict(scope.inputs))
@@ -221,7 +224,8 @@ def _site(graph: Graph, node: Node, ins: Sequence[Reach], scope: Scope, counts: 
     parents = parents._replace(jumps=frozenset(dataclasses.replace(jump, graph=None) for jump in parents.jumps))
     if trait == DETACHED:
         parents = NOTHING
-    draws = parents.draws | ({site_id} if site.distribution_name and np.issubdtype(site.dtype, np.floating) else frozenset())
+    drawn = site.distribution_name not in ("", "Delta") and np.issubdtype(site.dtype, np.floating)
+    draws = parents.draws | ({site_id} if drawn else frozenset())
     return [_of_kind(graph.avals[node.outs[0]], Reach(parents.moves and trait == PATHWISE, draws, parents.jumps))]
 
 
@@ -245,7 +249,7 @@ def _cond(graph: Graph, node: Node, ins: Sequence[Reach], scope: Scope, counts: 
     outs = [join([*cases, Reach(jumps=index.jumps)]) for cases in zip(*branches, strict=True)]
     if site_of(node.eqn) is not None:
         return outs
-    return [_settle(graph, number, out, scope) for number, out in zip(node.outs, outs, strict=True)]
+    return [_settle(graph, number, out, scope, only=index.jumps) for number, out in zip(node.outs, outs, strict=True)]
 
 
 def _scan(graph: Graph, node: Node, ins: Sequence[Reach], scope: Scope, counts: dict[Any, int]) -> list[Reach]:
