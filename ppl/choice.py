@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpyro.distributions as dist
 
 from ppl import errors, estimators
 from ppl.site import Site, Where
@@ -43,7 +44,7 @@ def chosen_for(site: Site, choice: Any) -> Any:
     """The estimator that a choice, an estimator or a function of the site's description, gives for one site; or None."""
     if _is_estimator(choice) or choice is None:
         return choice
-    if isinstance(choice, type) or not callable(choice):
+    if isinstance(choice, type | dist.Distribution) or not callable(choice):
         raise not_an_estimator(choice, f"for {site.name!r}", site.where)
     found = choice(describe(site))
     if found is not None and not _is_estimator(found):
