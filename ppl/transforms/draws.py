@@ -130,11 +130,6 @@ def _enumerated(plan: SitePlan, values: Branched, loops: Sequence[Any]) -> Branc
         return first_as_axis(values, plan.axes[1])
     if not plan.split:
         return first_as_axis(values, plan.axes[0])
-    if plan.chain is not None:
-        raise errors.EstimatorError(
-            f"the elements of {plan.site.name!r} are coupled along a loop and within a step too.\n  {plan.site.where}\n"
-            "Join them to one Categorical variable of all their combinations, or use LocalExpectation() or ScoreFunction()."
-        )
     result = Branched(values.array[0])
     for axis, mask in zip(plan.axes, _element_masks(plan, loops, values.shape[1:]), strict=True):
         along = first_as_axis(values, axis)

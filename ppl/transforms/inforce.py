@@ -138,7 +138,7 @@ def choices(jaxpr: Any) -> tuple[dict[SiteId, SitePlan], list[Refusal]]:
         if located.site.kind != SAMPLE:
             continue
         try:
-            found[site_id] = choice_of(site_id, located, len(found))
+            found[site_id] = choice_of(site_id, located, found)
         except errors.EstimatorError as error:
             refused.append(Refusal(located, str(error)))
     return found, refused

@@ -51,7 +51,7 @@ NOTHING = Use()
 _LINEAR = frozenset(
     """
     add add_any sub neg reduce_sum broadcast_in_dim reshape squeeze expand_dims transpose copy copy_p slice concatenate pad rev
-    cumsum note stop_gradient optimization_barrier real imag reduce_precision split
+    cumsum name note stop_gradient optimization_barrier real imag reduce_precision split
     """.split()
 )
 _PRODUCTS = frozenset("mul dot_general conv_general_dilated".split())

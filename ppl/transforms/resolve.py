@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.estimators.protocol import PRODUCT, SINGLE
-from ppl.site import show
 from ppl.transforms.branches import (
     Axis,
     Branched,
@@ -63,12 +62,12 @@ class Resolver:
         places = {key.site: place for key, place in influences.items() if not key.direct and key.site in self.weights}
         ndim = len(term.shape)
         factors = self._factors(places, ndim)
-        log_weights = [self._log_weight(i, p, ndim) for i, p in places.items() if self._coupling(i) == SINGLE]
-        if log_weights:
-            total = add(log_weights)
-            term = multiply([term, Branched(jnp.exp(total.array), total.axes)])
+        scored = [site_id for site_id in self.plan.sites if site_id in places and self._coupling(site_id) == SINGLE]
+        if scored:
+            term = multiply([term, self._score([(site_id, places[site_id]) for site_id in scored], ndim)])
         result = self.elimination.sum_of_products([*factors, term])
-        return jnp.broadcast_to(result.array, term.shape).astype(term.array.dtype)
+        array = result.array if result.shape == term.shape else jnp.broadcast_to(result.array, term.shape)
+        return array.astype(term.array.dtype)
 
     def _coupling(self, site_id: SiteId) -> str:
         return self.plan.sites[site_id].estimator.coupling
@@ -78,9 +77,19 @@ class Resolver:
             self._kept[key] = make()
         return self._kept[key]
 
-    def _log_weight(self, site_id: SiteId, place: Place, ndim: int) -> Branched:
-        _refuse_chain(self.plan, site_id, place)
-        return self._keep(("log", site_id, place, ndim), lambda: placed(self.weights[site_id], place, ndim))
+    def _score(self, scored: Sequence[tuple[SiteId, Place]], ndim: int) -> Branched:
+        """The product of log weights' exponentials. Terms of a sequential program share all but the last of their sites."""
+        total: Branched | None = None
+        upto: Any = ndim
+        for site_id, place in scored:
+            upto = self._keep(("upto", id(upto), site_id, place), lambda upto=upto: (upto,))
+            log_weight = self._keep(
+                ("log", site_id, place, ndim), functools.partial(placed, self.weights[site_id], place, ndim)
+            )
+            parts = [log_weight] if total is None else [total, log_weight]
+            total = self._keep(("sum", id(upto)), functools.partial(add, parts))
+        assert total is not None
+        return self._keep(("score", id(upto)), lambda: Branched(jnp.exp(total.array), total.axes))
 
     def _factors(self, places: Mapping[SiteId, Place], ndim: int) -> list[Branched]:
         factors: list[Branched] = []
@@ -90,12 +99,10 @@ class Resolver:
             if plan.estimator.coupling == SINGLE:
                 continue
             if plan.estimator.coupling != PRODUCT:
-                _refuse_chain(self.plan, site_id, place)
                 shared.setdefault(plan.axes[0], []).append((plan, place))
             elif plan.chain is not None:
                 factors += self._chain(plan, place, ndim)
             else:
-                _refuse_chain(self.plan, site_id, tuple(None if d in plan.split else at for d, at in enumerate(place)))
                 kept = ("values", site_id, place, ndim)
                 factors += self._keep(kept, functools.partial(_enumerated, plan, weights, place, ndim))
         for axis, group in shared.items():
@@ -199,7 +206,8 @@ def placed(value: Branched, place: Place, ndim: int, trailing: int = 0) -> Branc
     for dim, at in enumerate(place):
         if at is not None and at.lags != NOW:
             array = jax.lax.cumsum(array, axis=n + dim, reverse=at.reverse)
-    array = jnp.sum(array, axis=tuple(n + dim for dim, at in enumerate(place) if at is None))
+    lost = tuple(n + dim for dim, at in enumerate(place) if at is None)
+    array = jnp.sum(array, axis=lost) if lost else array
     targets = [at.index for at in place if at is not None]
     while len(set(targets)) < len(targets):  # two dimensions of the site along one of the term
         second = next(i for i, target in enumerate(targets) if target in targets[:i])
@@ -208,10 +216,11 @@ def placed(value: Branched, place: Place, ndim: int, trailing: int = 0) -> Branc
         del targets[second]
     order = sorted(range(len(targets)), key=targets.__getitem__)
     last = range(n + len(targets), n + len(targets) + trailing)
-    array = jnp.transpose(array, [*range(n), *(n + i for i in order), *last])
+    if order != sorted(order):
+        array = jnp.transpose(array, [*range(n), *(n + i for i in order), *last])
     sizes = dict(zip(sorted(targets), array.shape[n:], strict=False))
     shape = [*array.shape[:n], *(sizes.get(dim, 1) for dim in range(ndim)), *array.shape[array.ndim - trailing :]]
-    return Branched(jnp.reshape(array, shape), value.axes)
+    return Branched(array if list(array.shape) == shape else jnp.reshape(array, shape), value.axes)
 
 
 class Elimination:
@@ -261,12 +270,6 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
     """The forward recursion of a hidden Markov model, for all sites of a group together."""
     first = group[0]
     assert first.chain is not None
-    if any((p.shape, p.chain, p.reverse) != (first.shape, first.chain, first.reverse) for p in group):
-        names = ", ".join(repr(show(p.site.address)) for p in group)
-        raise errors.EstimatorError(
-            f"the enumerated sites {names} depend on one another along a loop and have different shapes.\n"
-            f"  {first.site.where}\nUse LocalExpectation() or ScoreFunction() for one of them."
-        )
     chain: int = first.chain
     before = [p.axes[0] for p in group]
     own = {axis for p in group for axis in p.axes}
@@ -285,21 +288,6 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
 
     _, stacked = jax.lax.scan(step, start, xs, reverse=first.reverse)
     return Branched(jnp.moveaxis(stacked.array, 0, len(stacked.axes) + chain), stacked.axes)
-
-
-def _refuse_chain(plan: Plan, site_id: SiteId, place: Place) -> None:
-    """A weight that differs between the branches of a chain cannot be summed along it."""
-    for key, along in plan.parents[site_id].items():
-        chain = plan.sites[key.site]
-        if not key.direct or chain.chain is None:
-            continue
-        at = along[chain.chain]
-        if at is None or place[at.index] is None or place[at.index].lags != NOW:  # type: ignore[union-attr]
-            raise errors.EstimatorError(
-                f"{show(chain.site.address)!r} is enumerated step by step, and {show(site_id[0])!r} depends on it and reaches "
-                f"later steps.\n  {chain.site.where}\n"
-                "Give the first ScoreFunction() or LocalExpectation(), or the second Reparameterize() if it has one."
-            )
 
 
 __all__ = ["Elimination", "Resolver", "Weights", "placed"]
