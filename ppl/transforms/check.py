@@ -106,14 +106,10 @@ def check(objective: Any, evaluate: Callable[..., Any], args: Sequence[Any], kwa
         return Report(Table([]), (_finding("", "support", FAILS, str(error), _of_objective(objective)),))
     jaxpr, consts = staging.staged.jaxpr.jaxpr, staging.staged.jaxpr.consts
     findings += _biased(plans)
-    moving = [var for i, var in enumerate(jaxpr.constvars) if i in staging.moving]
-    rest = [(var, const) for i, (var, const) in enumerate(zip(jaxpr.constvars, consts, strict=True)) if i not in staging.moving]
-    opened = jaxpr.replace(constvars=[var for var, _ in rest], invars=moving, debug_info=jaxpr.debug_info)
-    kept = [const for _, const in rest]
-    jumps = jumps_of(opened, kept, list(staging.moving.values()), lambda site_id, site: _trait(plans, site_id, site))
+    jumps = jumps_of(jaxpr, consts, staging.moving, lambda site_id, site: _trait(plans, site_id, site))
     findings += [_jump(jump, plans) for jump in _distinct(jumps)]
     findings += [_coverage(coverage) for coverage in coverages]
-    findings += [_misuse(misuse) for misuse in misuses_of(opened, kept, EXPECTATION)]
+    findings += [_misuse(misuse) for misuse in misuses_of(jaxpr, consts, EXPECTATION)]
     return Report(table(plans), tuple(dict.fromkeys(findings)))
 
 

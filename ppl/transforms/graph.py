@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import Jaxpr, Literal
@@ -38,11 +38,11 @@ class Graph:
         return len(self.avals) - 1
 
 
-def graph_of(jaxpr: Jaxpr, consts: Sequence[Any], where: Where | None = None) -> Graph:
-    """Flatten a jaxpr. `where` is the place of what has none of its own."""
+def graph_of(jaxpr: Jaxpr, consts: Sequence[Any], where: Where | None = None, moving: Collection[int] = ()) -> Graph:
+    """Flatten a jaxpr. `where` is the place of what has none of its own. The constants `moving` count as its first arguments."""
     graph = Graph()
     env: dict[Any, int] = {}
-    for var in jaxpr.invars:
+    for var in [*(jaxpr.constvars[i] for i in moving), *jaxpr.invars]:
         env[var] = graph.number(var.aval)
         graph.ins.append(env[var])
     graph.outs.extend(_add(graph, jaxpr, consts, env, where, None))
@@ -53,8 +53,9 @@ def _add(
     graph: Graph, jaxpr: Jaxpr, consts: Sequence[Any], env: dict[Any, int], where: Where | None, name: str | None
 ) -> list[int]:
     for var, const in zip(jaxpr.constvars, consts, strict=True):
-        env[var] = graph.number(var.aval)
-        graph.known[env[var]] = const
+        if var not in env:
+            env[var] = graph.number(var.aval)
+            graph.known[env[var]] = const
 
     def read(atom: Any) -> int:
         if not isinstance(atom, Literal):

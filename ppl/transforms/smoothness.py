@@ -77,10 +77,10 @@ class Scope:
     where: Where | None = None
 
 
-def jumps_of(jaxpr: Any, consts: Sequence[Any], moving: Sequence[Any], traits: Callable[[SiteId, Site], str]) -> list[Jump]:
-    """The jumps that reach a jaxpr's results, differentiated in its arguments; `moving` are their values, None if unknown."""
-    graph = graph_of(jaxpr, consts)
-    inputs = {number: value for number, value in zip(graph.ins, moving, strict=True) if value is not None}
+def jumps_of(jaxpr: Any, consts: Sequence[Any], moving: Mapping[int, Any], traits: Callable[[SiteId, Site], str]) -> list[Jump]:
+    """The jumps that reach a jaxpr's results, differentiated in the constants `moving`; their values are None if unknown."""
+    graph = graph_of(jaxpr, consts, moving=list(moving))
+    inputs = {number: value for number, value in zip(graph.ins, moving.values(), strict=True) if value is not None}
     outs = flow(graph, [Reach(moves=True)] * len(graph.ins), Scope(traits, inputs), {})
     return sorted(join(outs).jumps, key=lambda jump: (str(jump.where), jump.operation))
 
