@@ -153,6 +153,22 @@ def test_continuous(name):
     assert findings(CONTINUOUS[name], 0.3) == []
 
 
+def test_decisions_inside_of_loops():
+    """They are followed to the result: a jump that is found there is certain, and one that is not cannot be told."""
+
+    def unwound(x):
+        return jax.lax.scan(lambda c, t: (jnp.where(c > t, c - t, c), None), x, jnp.arange(1.0, 3.0))[0]
+
+    def root(x):
+        return jax.lax.while_loop(lambda r: jnp.abs(r * r - x) > 1e-9 * x, lambda r: (r + x / r) / 2, x)
+
+    (jumps,) = findings(lambda m: unwound(normal(m)), 0.3)
+    (clipped,) = findings(lambda m: unwound(jnp.clip(normal(m), -1.0, 1.0)), 0.3)
+    (newton,) = findings(lambda m: root(positive(m)), 0.3)
+    assert [f.severity for f in (jumps, clipped, newton)] == ["fails", "cannot tell", "cannot tell"]
+    assert "may be discontinuous" in clipped.message
+
+
 @pytest.mark.parametrize("name", [*SCALAR, *HEAVY, *MULTIVARIATE])
 def test_densities_of_pathwise_distributions_are_no_failures(name):
     make = {**SCALAR, **HEAVY}.get(name, (MULTIVARIATE.get(name), None))[0]

@@ -11,8 +11,7 @@ import scipy.special as special
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.extend.core import primitives as jp
 
-from ppl.lanes import inner_jaxprs
-from ppl.site import site_p
+from ppl.lanes import inner_jaxprs, site_of
 from ppl.transforms.interpret import scan_sizes
 
 CALLS = (jp.jit_p, jp.closed_call_p, jp.remat_p, jp.custom_jvp_call_p, jp.custom_vjp_call_p)
@@ -110,7 +109,7 @@ def _while(eqn: Any, operands: Sequence[Any]) -> list[Any]:
 
 def _by_jax(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     """What has no rule here, in JAX's own precision."""
-    if eqn.primitive is site_p:
+    if site_of(eqn) is not None:
         raise Random
     if any(inner_jaxprs(eqn.params)) or any(not isinstance(atom.aval.dtype, np.dtype) for atom in [*eqn.invars, *eqn.outvars]):
         raise Unknown

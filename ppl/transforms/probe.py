@@ -22,6 +22,8 @@ LINES = 64
 """Probes of a piece that is elementwise."""
 WHOLE = (0.0, 1.0, 0.5, -1.0, 2.0, 0.0, 1.0, 0.5)
 """Probes of any other: orders of magnitude of the noise."""
+LONGEST = 500
+"""Equations of a piece that is searched for jumps."""
 LARGEST = 200_000
 """Elements of a value that is computed in a probe."""
 STRUCTURAL = frozenset(["broadcast_in_dim", "reshape", "squeeze", "expand_dims"])
@@ -54,6 +56,27 @@ def continuous(graph: Graph, switch: int, value: int, at: Sequence[int], inputs:
             return found
     piece = cut_out(graph, switch, value, frozenset(), elementwise_only=False)
     return None if piece is None else _probe(piece, switch, value, inputs, rng, elementwise=False)
+
+
+def jumps(graph: Graph, value: int, inputs: dict[int, Any]) -> bool | None:
+    """Whether a value is found to jump somewhere along a few lines; None where it cannot be computed.
+
+    For what decides inside of loops, where no discrete value of this graph tells the sides apart.
+    """
+    piece = cut_out(graph, value, value, frozenset(), elementwise_only=False)
+    if (
+        piece is None
+        or len(piece.nodes) > LONGEST
+        or any(graph.avals[n].size > LARGEST for node in piece.nodes for n in node.outs)
+    ):
+        return None
+    search = _Search(piece, piece, value, value, inputs, np.random.default_rng(0), None, True)
+    try:
+        return any(search.jumps(order) for order in WHOLE[:3])
+    except Random:
+        return True
+    except (Unknown, ValueError, TypeError, IndexError, np.linalg.LinAlgError):
+        return None
 
 
 def cut_out(graph: Graph, switch: int, value: int, cut: frozenset[int], *, elementwise_only: bool) -> Piece | None:
@@ -162,6 +185,31 @@ class _Search:
             fine = jump <= 4 * slope + tolerance * np.maximum(np.abs(above), np.abs(below)) + 1e-13
             fine |= ~np.isfinite(jump) | (~np.isfinite(slope) & (jump < 1e-3))
         return bool(np.all(fine | ~differs if self.shape is not None else fine))
+
+    def jumps(self, order: float) -> bool:
+        """Whether the value, all of it in one number, jumps on a new line: bisection goes where it changes most."""
+        one, other = self._ends(order)
+        weights = self.rng.normal(size=self.piece.graph.avals[self.value].shape)
+
+        def height(t: float) -> float:
+            point = {n: one[n] if one[n] is other[n] else one[n] + (other[n] - one[n]) * t for n in one}
+            return float(np.sum(weights * self._run(self.piece, point)[self.value]))
+
+        grid = np.linspace(0.0, 1.0, 40)
+        heights = np.array([height(t) for t in grid])
+        size = np.abs(heights).max()
+        for i in np.argsort(-np.abs(np.diff(heights)))[:3]:
+            low, high, below, above = grid[i], grid[i + 1], heights[i], heights[i + 1]
+            for _ in range(44):
+                middle = (low + high) / 2
+                between = height(middle)
+                if abs(between - below) >= abs(above - between):
+                    high, above = middle, between
+                else:
+                    low, below = middle, between
+            if abs(above - below) > 1e-7 * size:
+                return True
+        return False
 
     def _ends(self, order: float) -> tuple[Values, Values]:
         """Two points between which the discrete value changes, if such are found."""

@@ -20,7 +20,7 @@ from ppl.lanes import lanes_p, site_of
 from ppl.site import Site, Where, restore, site_p
 from ppl.transforms.graph import Graph, Node, graph_of
 from ppl.transforms.interpret import SiteId, advance, scan_sizes
-from ppl.transforms.probe import continuous
+from ppl.transforms.probe import continuous, jumps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Scope:
     traits: Callable[[SiteId, Site], str]
     inputs: Mapping[int, Any] = dataclasses.field(default_factory=dict)
     where: Where | None = None
+    outermost: bool = True
 
 
 def jumps_of(jaxpr: Any, consts: Sequence[Any], moving: Mapping[int, Any], traits: Callable[[SiteId, Site], str]) -> list[Jump]:
@@ -205,8 +206,13 @@ def _settle(
         return reach
     kept = set()
     for jump in reach.jumps:
-        if jump.graph is not graph or number == jump.switch or (only is not None and jump not in only):
+        if number == jump.switch or (only is not None and jump not in only):
             kept.add(jump)
+            continue
+        if jump.graph is not graph:  # inside of a loop, or confirmed
+            decide = last and scope.outermost and jump.graph is not None
+            certain = jump.certain and (not decide or bool(jumps(graph, number, dict(scope.inputs))))
+            kept.add(dataclasses.replace(jump, certain=certain))
             continue
         found = continuous(graph, jump.switch, number, jump.at, dict(scope.inputs))
         if found is None and last:
@@ -239,7 +245,7 @@ def _inner(closed: Any, node: Node, counts: dict[Any, int], scope: Scope) -> Cal
     """The flow through a body of control flow."""
     jaxpr, consts = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())
     graph = graph_of(jaxpr, consts, node.where)
-    inside = dataclasses.replace(scope, inputs={}, where=node.where)
+    inside = dataclasses.replace(scope, inputs={}, where=node.where, outermost=False)
     return lambda ins: flow(graph, ins, inside, counts)
 
 
