@@ -55,6 +55,15 @@ class Estimator(Protocol):
       every element and sum to one over the branches; their gradients add over elements. `axis` may then be the same for several
       sites (a hashable constant): branch i of one goes with branch i of another, as with independent repetitions. With `axis`
       None, branch 0 must be a draw with a weight of value one.
+
+    Weights of couplings `"each"` and `"joint"` have first derivatives alone: a second one raises `EstimatorError`.
+
+    Optional members:
+
+    - `specialize(distribution)`: the estimator for one site, of whose parameters some are constants and others `unknown`.
+    - `leave_one_out = True`, with coupling `"joint"` and an `axis`: the gradients of the weights are scores of independent
+      draws. Of each, the mean over the other branches is subtracted, with which the others' mean cost is a baseline.
+    - `one_element = True`: one of the elements that would branch one by one is chosen at random.
     """
 
     @property
@@ -79,6 +88,12 @@ class Estimator(Protocol):
     def particle(self, key: Any, distribution: Any) -> Particle | Branches:
         """Draw. The distribution's `batch_shape` holds the independent elements: plates first, no `Independent` around it."""
         ...
+
+
+def specialized(estimator: Estimator, distribution: Any) -> Estimator:
+    """The estimator for a site with this distribution."""
+    specialize = getattr(estimator, "specialize", None)
+    return estimator if specialize is None else specialize(distribution)
 
 
 def unknown(shape: tuple[int, ...], dtype: Any) -> Any:

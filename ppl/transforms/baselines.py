@@ -22,7 +22,7 @@ from ppl.site import show
 from ppl.transforms.branches import Branched
 from ppl.transforms.influence import NOW, Place
 from ppl.transforms.interpret import SiteId
-from ppl.transforms.plan import Plan, SitePlan
+from ppl.transforms.plan import Chosen, Plan, SitePlan
 from ppl.transforms.resolve import Resolver, Weights, placed
 from ppl.transforms.steps import evaluate
 from ppl.transforms.terms import apply_tail
@@ -42,10 +42,13 @@ class Outcome:
 jax.tree_util.register_dataclass(Outcome, data_fields=["value", "loss", "returns"], meta_fields=[])
 
 
-def outcome(plan: Plan, values: Mapping[int, Branched], weights: Weights, state: State, axis: Any) -> Outcome:
-    """The surrogate with its baselines. `axis` names the axis of independent repetitions, if there is one."""
+def outcome(plan: Plan, values: Mapping[int, Branched], weights: Weights, elements: Chosen, state: State, axis: Any) -> Outcome:
+    """The surrogate with its baselines.
+
+    `elements` are those chosen to branch; `axis` names the axis of independent repetitions, if there is one.
+    """
     weights, given = _split(plan, weights)
-    resolver = Resolver(plan, weights)
+    resolver = Resolver(plan, weights, elements)
     estimates = resolver.estimates(values)
     scored = {i: plan.sites[i] for i in weights if plan.sites[i].estimator.coupling == SINGLE}
     for number in plan.terms.numbers:
@@ -55,7 +58,7 @@ def outcome(plan: Plan, values: Mapping[int, Branched], weights: Weights, state:
     value = apply_tail(plan.terms, lambda number: values[number].array, estimates)
     loss, returns = jnp.zeros((), value.dtype), {}
     wanted = [i for i, site in scored.items() if _needs_return(site, axis)]
-    found = _returns(plan, values, weights, wanted) if wanted else {}
+    found = _returns(plan, values, weights, elements, wanted) if wanted else {}
     for site_id, site in scored.items():
         weight = weights[site_id]
         if site_id in given:
@@ -88,14 +91,16 @@ def _split(plan: Plan, weights: Weights) -> tuple[dict[SiteId, Branched], dict[S
     return plain, given
 
 
-def _returns(plan: Plan, values: Mapping[int, Branched], weights: Weights, wanted: Sequence[SiteId]) -> dict[SiteId, Branched]:
+def _returns(
+    plan: Plan, values: Mapping[int, Branched], weights: Weights, elements: Chosen, wanted: Sequence[SiteId]
+) -> dict[SiteId, Branched]:
     """What each element of these sites can still change of the objective."""
     values = {number: jax.tree.map(jax.lax.stop_gradient, value) for number, value in values.items()}
     weights = jax.tree.map(jax.lax.stop_gradient, dict(weights))
 
     def surrogate(shifts: dict[SiteId, Any]) -> Any:
         shifted = {i: Branched(weights[i].array + shift, weights[i].axes) for i, shift in shifts.items()}
-        estimates = Resolver(plan, {**weights, **shifted}).estimates(values)
+        estimates = Resolver(plan, {**weights, **shifted}, elements).estimates(values)
         return apply_tail(plan.terms, lambda number: values[number].array, estimates)
 
     derivatives = jax.grad(surrogate)({i: jnp.zeros_like(weights[i].array) for i in wanted})

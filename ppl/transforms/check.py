@@ -88,7 +88,7 @@ def check(objective: Any, evaluate: Callable[..., Any], args: Sequence[Any], kwa
 
     def choose(staged: Staged) -> None:
         jaxpr = staged.jaxpr.jaxpr
-        found, refused = choices(jaxpr)
+        found, refused = choices(jaxpr, staged.jaxpr.consts)
         plans.update(found)
         findings.extend(map(_refusal, refused))
         if not refused:

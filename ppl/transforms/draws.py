@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +14,16 @@ from ppl.estimators import Branches, Learned, Particle
 from ppl.estimators.protocol import PRODUCT, SINGLE
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, lanes, restore
 from ppl.transforms.branches import Axis, Branched, each_branch, first_as_axis, first_as_last, union_axes
-from ppl.transforms.plan import SitePlan
+from ppl.transforms.plan import Chosen, Index, SitePlan
 from ppl.transforms.simulate import given_value, refuse_improper
 
 
 def draw_site(
-    plan: SitePlan, leaves: Sequence[Branched], key: Any, loops: Sequence[Any], perturbation: Axis | None
+    plan: SitePlan, leaves: Sequence[Branched], key: Any, loops: Sequence[Any], perturbation: Axis | None, chosen: Chosen
 ) -> tuple[Branched, Branched | None]:
     """The site's value, and its weights: log weights by element if there is one branch, else weights `(*elements, branches)`.
 
-    `loops` are the current indices of the loops around the site.
+    `loops` are the current indices of the loops around the site, `chosen` the elements that were chosen at random.
     """
     if plan.estimator.coupling == SINGLE:
         value, log_weight = each_branch(lambda *arrays: tuple(_particle(plan, arrays, key)), leaves)
@@ -38,7 +37,7 @@ def draw_site(
         return _enumerated(plan, _constant(values), loops), weights
     if plan.perturbs:
         assert perturbation is not None
-        return _perturbed(plan, values, loops, perturbation), own_branch(plan, weights)
+        return _perturbed(plan, values, loops, perturbation, chosen), own_branch(plan, weights)
     return _shared(plan, values), own_branch(plan, weights)
 
 
@@ -116,7 +115,7 @@ def _branches(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Branches:
     if site.plates and batched_distribution(site, leaves) is None:  # the lanes stand in front of the branches
         n = len(site.plates)
         found = Branches(jnp.moveaxis(found.values, n, 0), jnp.moveaxis(found.weights, n, 0))
-    return found
+    return found._replace(values=found.values.astype(site.dtype))
 
 
 def _constant(values: Branched) -> Branched:
@@ -131,17 +130,17 @@ def _enumerated(plan: SitePlan, values: Branched, loops: Sequence[Any]) -> Branc
     if not plan.split:
         return first_as_axis(values, plan.axes[0])
     result = Branched(values.array[0])
-    for axis, mask in zip(plan.axes, _element_masks(plan, loops, values.shape[1:]), strict=True):
+    for axis, mask in zip(plan.axes, _element_masks(plan, loops, values.shape[1:], plan.indices()), strict=True):
         along = first_as_axis(values, axis)
         axes = union_axes([result.axes, along.axes])
         result = Branched(jnp.where(mask, along.over(axes), result.over(axes)), axes)
     return result
 
 
-def _element_masks(plan: SitePlan, loops: Sequence[Any], shape: Sequence[int]) -> list[Any]:
+def _element_masks(plan: SitePlan, loops: Sequence[Any], shape: Sequence[int], indices: Sequence[Index]) -> list[Any]:
     """For each element that branches by itself, where it stands in a value of this shape at the current steps of the loops."""
     masks = []
-    for index in itertools.product(*(range(plan.shape[dim]) for dim in plan.split)):
+    for index in indices:
         mask = jnp.ones(shape, bool)
         for dim, i in zip(plan.split, index, strict=True):
             if dim < plan.n_loops:
@@ -152,19 +151,20 @@ def _element_masks(plan: SitePlan, loops: Sequence[Any], shape: Sequence[int]) -
     return masks
 
 
-def _perturbed(plan: SitePlan, values: Branched, loops: Sequence[Any], axis: Axis) -> Branched:
+def _perturbed(plan: SitePlan, values: Branched, loops: Sequence[Any], axis: Axis, chosen: Chosen) -> Branched:
     """The draw in every row of the perturbation but its own ones, where one element after the other takes the other values."""
     n = len(values.axes)
     draw = Branched(values.array[(slice(None),) * n + (0,)], values.axes).spread((axis,))
     alternatives = values.at(axis, 0)
     rest = alternatives.axes
     others = Branched(alternatives.array[(slice(None),) * len(rest) + (slice(1, None),)], rest)
-    masks = jnp.stack(_element_masks(plan, loops, values.shape[1:]))  # (elements, *value)
+    indices = plan.indices(chosen.get(plan.site_id))
+    masks = jnp.stack(_element_masks(plan, loops, values.shape[1:], indices))  # (elements, *value)
     front = jnp.moveaxis(draw.array, draw.axes.index(axis), 0)
     before, block, after = jnp.split(front, [plan.offset, plan.offset + plan.rows])
 
     def own_rows(drawn: Any, others: Any) -> Any:  # (rows, *value), (count - 1, *value) -> (rows, *value)
-        drawn = jnp.reshape(drawn, (plan.elements, plan.count - 1, *jnp.shape(drawn)[1:]))
+        drawn = jnp.reshape(drawn, (len(indices), plan.count - 1, *jnp.shape(drawn)[1:]))
         return jnp.reshape(jnp.where(masks[:, None], others[None], drawn), (plan.rows, *jnp.shape(drawn)[2:]))
 
     # In the rows of a later element, an earlier one may have changed what this one is drawn from.

@@ -20,7 +20,7 @@ from ppl.transforms.draws import sole_value
 from ppl.transforms.inforce import Table, estimators_of
 from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.partition import combine, partition
-from ppl.transforms.plan import SitePlan, chosen_estimator, first_choice, make_plan
+from ppl.transforms.plan import SitePlan, choose_elements, chosen_estimator, first_choice, make_plan
 from ppl.transforms.seed import Seed, random_inputs
 from ppl.transforms.stage import Staged, check_addresses, sites, stage
 from ppl.transforms.surrogate import Frame, run_steps
@@ -62,7 +62,8 @@ class Expectation:
 
     def init_state(self, *args: Any, **kwargs: Any) -> State:
         """The state of the moving-average baselines in force, before the first step; empty where there are none."""
-        return initial_state(first_choice(self._stage(args, kwargs).jaxpr.jaxpr))
+        jaxpr = self._stage(args, kwargs).jaxpr
+        return initial_state(first_choice(jaxpr.jaxpr, jaxpr.consts))
 
     def baseline_loss(self, key: Any, *args: Any, samples: int | None = None, state: State | None = None, **kwargs: Any) -> Any:
         """The squared error of all `Learned` baselines, to be minimized in what predicts them. Zero where there are none.
@@ -200,7 +201,7 @@ class _Nested(Seed):
 def evaluate(staged: Staged, key: Any, samples: int | None, state: State | None) -> tuple[Outcome, State]:
     """The surrogate of a staged objective, averaged over independent repetitions, and the next state of its baselines."""
     jaxpr, consts = staged.jaxpr.jaxpr, staged.jaxpr.consts
-    choices = first_choice(jaxpr)
+    choices = first_choice(jaxpr, consts)
     plan = make_plan(jaxpr, consts, choices) if any(site.weighted for site in choices.values()) else None
     chosen = choices if plan is None else plan.sites
     inputs = random_inputs(key, jaxpr, lambda site_id: _takes_noise(chosen.get(site_id)), samples)
@@ -212,8 +213,9 @@ def evaluate(staged: Staged, key: Any, samples: int | None, state: State | None)
             value = run_staged(staged, Draw(), inputs)[0]
             return Outcome(value, jnp.zeros_like(value), {})
         wanted = [*plan.terms.numbers, *plan.terms.others]
-        values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys), wanted)
-        return outcome(plan, values, weights, before, None if samples is None else LANES)
+        elements = choose_elements(plan, inputs.keys)
+        values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys, chosen=elements), wanted)
+        return outcome(plan, values, weights, elements, before, None if samples is None else LANES)
 
     if samples is None:
         found = one(inputs)

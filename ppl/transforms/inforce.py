@@ -130,11 +130,11 @@ class Refusal(NamedTuple):
     message: str
 
 
-def choices(jaxpr: Any) -> tuple[dict[SiteId, SitePlan], list[Refusal]]:
+def choices(jaxpr: Any, consts: Sequence[Any]) -> tuple[dict[SiteId, SitePlan], list[Refusal]]:
     """The estimator of each site that has one, and what is wrong with the others."""
     found: dict[SiteId, SitePlan] = {}
     refused: list[Refusal] = []
-    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr), strict=True):
+    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr, consts), strict=True):
         if located.site.kind != SAMPLE:
             continue
         try:
@@ -177,7 +177,7 @@ def estimators_of(objective: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     """See `Expectation.estimators`."""
     staging = stage_for_gradient(objective, args, kwargs, argnums)
     jaxpr = staging.staged.jaxpr
-    found, refused = choices(jaxpr.jaxpr)
+    found, refused = choices(jaxpr.jaxpr, jaxpr.consts)
     if refused:
         raise errors.EstimatorError(refused[0].message)
     return table(plan_of(jaxpr.jaxpr, jaxpr.consts, found)[1])

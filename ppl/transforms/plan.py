@@ -8,10 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from ppl import errors
 from ppl.densities import elementwise
 from ppl.estimators import Enumerate, Estimator, LeaveOneOut, MovingAverage, ScoreFunction, Vimco, pathwise_choice, support_size
-from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE
+from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE, specialized
 from ppl.site import SAMPLE, Site, estimator_of, restore, show
 from ppl.transforms.branches import Axis
 from ppl.transforms.influence import (
@@ -37,6 +40,12 @@ LIMIT = 4096
 
 AFFORDABLE = 64
 """The most branches that enumeration takes where the user named no estimator."""
+
+
+Index = tuple[Any, ...]
+"""Where an element stands along the `split` dimensions of its site."""
+
+Chosen = Mapping[SiteId, Index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +97,15 @@ class SitePlan:
         """How many elements branch one by one."""
         return math.prod(self.shape[dim] for dim in self.split)
 
+    def indices(self, chosen: Index | None = None) -> list[Index]:
+        """The elements that branch one by one; `chosen` is the one where it is chosen at random."""
+        return [chosen] if chosen is not None else list(itertools.product(*(range(self.shape[dim]) for dim in self.split)))
+
+    @property
+    def one_element(self) -> bool:
+        """Whether one of those elements is chosen at random."""
+        return getattr(self.estimator, "one_element", False) and bool(self.split)
+
     @property
     def perturbs(self) -> bool:
         return self.estimator.coupling == EACH or (self.estimator.coupling == JOINT and self.estimator.axis is None)
@@ -137,10 +155,10 @@ def make_plan(jaxpr: Any, consts: Sequence[Any], choices: Mapping[SiteId, SitePl
 AUTOMATIC, NAMED = "few values", "named by the user"
 
 
-def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
+def first_choice(jaxpr: Any, consts: Sequence[Any] = ()) -> dict[SiteId, SitePlan]:
     """The estimator of each site, before it is known what enumeration would cost."""
     found: dict[SiteId, SitePlan] = {}
-    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr), strict=True):
+    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr, consts), strict=True):
         if located.site.kind == SAMPLE:
             found[site_id] = choice_of(site_id, located, found)
     return found
@@ -152,6 +170,7 @@ def choice_of(site_id: SiteId, located: Located, before: Mapping[SiteId, SitePla
     estimator, why = _choose(site, located)
     if not site.detached:
         _refuse(estimator, located)
+        estimator = specialized(estimator, template(located))
     plan = SitePlan(site_id, located, estimator, why, len(before), located.stack + element_shape(site))
     return _shared(before[site_id], plan) if site_id in before else plan
 
@@ -306,17 +325,17 @@ def _number_axes(found: Mapping[SiteId, SitePlan]) -> tuple[dict[SiteId, SitePla
             axes = tuple(Axis(plan.position, part, plan.count) for part in range(n_axes))
             plans[site_id] = dataclasses.replace(plan, axes=axes)
         elif plan.perturbs:
-            chosen_one = getattr(plan.estimator, "one_element", False)
-            count = (plan.count - 1) * (1 if chosen_one else plan.elements)
+            count = (plan.count - 1) * (1 if plan.one_element else plan.elements)
             plans[site_id] = dataclasses.replace(plan, offset=rows, rows=count)
             rows += count
         else:
             axis = shared.setdefault((plan.estimator.axis, plan.count), Axis(plan.position, 0, plan.count))
             plans[site_id] = dataclasses.replace(plan, axes=(axis,))
-    perturbation = Axis(-1, 0, rows) if rows > 1 else None
-    if perturbation is not None:
-        plans = {i: dataclasses.replace(p, axes=(perturbation,)) if p.rows else p for i, p in plans.items()}
-    return plans, perturbation
+    perturbing = {i: p for i, p in plans.items() if p.weighted and p.perturbs}
+    if not perturbing:
+        return plans, None
+    perturbation = Axis(-1, 0, rows)
+    return plans | {i: dataclasses.replace(p, axes=(perturbation,)) for i, p in perturbing.items()}, perturbation
 
 
 def value_axes(influences: Influences, plans: Mapping[SiteId, SitePlan]) -> dict[Axis, SiteId]:
@@ -431,4 +450,18 @@ def _outlived(plan: Plan) -> _Conflict | None:
     return None
 
 
-__all__ = ["AFFORDABLE", "LIMIT", "Key", "Plan", "SitePlan", "make_plan", "value_axes"]
+def choose_elements(plan: Plan, keys: Mapping[SiteId, Any]) -> Chosen:
+    """For each site of which one element branches, which one."""
+    chosen: dict[SiteId, Index] = {}
+    for site_id, site_plan in plan.sites.items():
+        if site_plan.weighted and site_plan.perturbs and site_plan.one_element:
+            key = jax.random.fold_in(keys[site_id], _CHOICE)
+            number = jax.random.randint(key, (), 0, site_plan.elements)
+            chosen[site_id] = tuple(jnp.unravel_index(number, tuple(site_plan.shape[dim] for dim in site_plan.split)))
+    return chosen
+
+
+_CHOICE = 2**32 - 1
+"""No index of a loop, which are folded into keys too."""
+
+__all__ = ["AFFORDABLE", "LIMIT", "Key", "Plan", "SitePlan", "choose_elements", "make_plan", "value_axes"]

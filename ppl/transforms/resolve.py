@@ -7,7 +7,6 @@ axis, which is variable elimination: a chain of enumerated sites costs the sum o
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl import errors
+from ppl.estimators.first_order import first_order
 from ppl.estimators.protocol import PRODUCT, SINGLE
 from ppl.transforms.branches import (
     Axis,
@@ -29,7 +29,7 @@ from ppl.transforms.branches import (
 )
 from ppl.transforms.influence import NOW, At, Place
 from ppl.transforms.interpret import SiteId
-from ppl.transforms.plan import LIMIT, Plan, SitePlan
+from ppl.transforms.plan import LIMIT, Chosen, Index, Plan, SitePlan
 
 Weights = Mapping[SiteId, Branched]
 
@@ -37,10 +37,11 @@ Weights = Mapping[SiteId, Branched]
 class Resolver:
     """Estimates of terms. What several terms need, they share."""
 
-    def __init__(self, plan: Plan, weights: Weights):
+    def __init__(self, plan: Plan, weights: Weights, chosen: Chosen):
         self.plan, self.weights = plan, weights
         self.elimination = Elimination()
         self.priors = chain_priors(plan, weights)
+        self._rows = functools.partial(_rows, chosen)
         self._kept: dict[Any, Any] = {}
 
     def estimates(self, values: Mapping[int, Branched]) -> dict[int, Any]:
@@ -106,7 +107,7 @@ class Resolver:
                 kept = ("values", site_id, place, ndim)
                 factors += self._keep(kept, functools.partial(_enumerated, plan, weights, place, ndim))
         for axis, group in shared.items():
-            combine = _rows if axis == self.plan.perturbation else _joint
+            combine = self._rows if axis == self.plan.perturbation else _joint
             key = (axis, tuple((plan.site_id, place) for plan, place in group), ndim)
             factors.append(self._keep(key, functools.partial(combine, axis, group, self.weights, ndim)))
         return list({id(factor): factor for factor in factors}.values())
@@ -131,25 +132,26 @@ def _enumerated(plan: SitePlan, weights: Branched, place: Place, ndim: int) -> l
     rest = tuple(at for dim, at in enumerate(place) if dim not in plan.split)
     return [
         last_as_axis(placed(_element(weights.at(axis, 0), plan, index), rest, ndim, trailing=1), axis)
-        for axis, index in zip(plan.axes, _indices(plan), strict=True)
+        for axis, index in zip(plan.axes, plan.indices(), strict=True)
     ]
 
 
-def _indices(plan: SitePlan) -> list[tuple[int, ...]]:
-    return list(itertools.product(*(range(plan.shape[dim]) for dim in plan.split)))
-
-
-def _element(weights: Branched, plan: SitePlan, index: Sequence[int]) -> Branched:
+def _element(weights: Branched, plan: SitePlan, index: Index) -> Branched:
     """The weights of one of the elements that branch one by one."""
-    n = len(weights.axes)
-    where = dict(zip(plan.split, index, strict=True))
-    selection = [where.get(dim, slice(None)) for dim in range(len(plan.shape))]
-    return Branched(weights.array[(*[slice(None)] * n, *selection)], weights.axes)
+    n, array = len(weights.axes), weights.array
+    for dim, i in sorted(zip(plan.split, index, strict=True), reverse=True, key=lambda at: at[0]):
+        array = jax.lax.dynamic_index_in_dim(array, i, n + dim, keepdims=False)
+    return Branched(array, weights.axes)
 
 
-def _gradient(weights: Branched) -> Branched:
-    """Value zero, gradient that of the weights."""
-    return Branched(weights.array - jax.lax.stop_gradient(weights.array), weights.axes)
+def _gradient(weights: Branched, plan: SitePlan) -> Branched:
+    """Value zero, gradient that of the weights.
+
+    Where several elements branch, their derivatives are added, which is right for the first ones alone.
+    """
+    what = f"{type(plan.estimator).__name__} at {plan.site.name!r}"
+    once = first_order(weights.array, what, str(plan.site.where))
+    return Branched(once - jax.lax.stop_gradient(once), weights.axes)
 
 
 def _joint(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights, ndim: int) -> Branched:
@@ -157,17 +159,25 @@ def _joint(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights
     first = weights[group[0][0].site_id]
     n_elements = len(first.array.shape) - 1
     base = Branched(jnp.reshape(jax.lax.stop_gradient(first.array[(0,) * n_elements]), (1,) * ndim + (axis.size,)))
-    parts = [placed(_gradient(weights[plan.site_id]), place, ndim, trailing=1) for plan, place in group]
+    parts = []
+    for plan, place in group:
+        gradient = placed(_gradient(weights[plan.site_id], plan), place, ndim, trailing=1)
+        if getattr(plan.estimator, "leave_one_out", False):
+            others = (jnp.sum(gradient.array, axis=-1, keepdims=True) - gradient.array) / (axis.size - 1)
+            gradient = Branched(gradient.array - others, gradient.axes)
+        parts.append(gradient)
     return last_as_axis(add([base, *parts]), axis)
 
 
-def _rows(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights, ndim: int) -> Branched:
+def _rows(chosen: Chosen, axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights, ndim: int) -> Branched:
     """Weights of the rows of the perturbation: row 0 is the draw, each other one has another value for some elements."""
     parts = [Branched(jnp.reshape(jnp.zeros(axis.size).at[0].set(1.0), (1,) * ndim + (axis.size,)))]
     for plan, place in group:
-        gradient = _gradient(weights[plan.site_id])
+        gradient = _gradient(weights[plan.site_id], plan)
+        if plan.one_element:
+            gradient = Branched(plan.elements * gradient.array, gradient.axes)
         rows, first = [], []
-        for index in _indices(plan):
+        for index in plan.indices(chosen.get(plan.site_id)):
             rest = tuple(at for dim, at in enumerate(place) if dim not in plan.split)
             part = placed(_element(gradient, plan, index), rest, ndim, trailing=1)
             for dim, i in zip(plan.split, index, strict=True):
@@ -183,7 +193,7 @@ def _rows(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights,
     return last_as_axis(add(parts), axis)
 
 
-def _only(part: Branched, at: At | None, index: int, size: int, ndim: int) -> Branched:
+def _only(part: Branched, at: At | None, index: Any, size: int, ndim: int) -> Branched:
     """Zero for the elements of a term that the element `index` of a site does not reach."""
     if at is None:
         return part

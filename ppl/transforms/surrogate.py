@@ -34,7 +34,7 @@ from ppl.transforms.influence import (
     scan_carry,
 )
 from ppl.transforms.interpret import SiteId, fold, identify, scan_sizes
-from ppl.transforms.plan import Plan, value_axes
+from ppl.transforms.plan import Chosen, Plan, value_axes
 from ppl.transforms.steps import Step, Steps, carried_sums, evaluate, needed, steps_of
 
 Weights = dict[SiteId, Branched]
@@ -48,6 +48,7 @@ class Frame:
     keys: Mapping[SiteId, Any]
     loops: tuple[Loop, ...] = ()
     indices: tuple[Any, ...] = ()
+    chosen: Chosen = dataclasses.field(default_factory=dict)
     hidden: bool = False  # whether the axes are hidden from what is evaluated, by a vmap over them
 
     def enter(self, loop: Loop, index: Any, keys: Mapping[SiteId, Any]) -> Frame:
@@ -128,7 +129,7 @@ def _site(step: Step, leaves: Sequence[Branched], frame: Frame) -> tuple[Branche
         return each_branch(lambda *arrays: sole_value(site, arrays, key, plan and plan.estimator), leaves), None
     # In a cond, another site may have this one's address and its plan.
     plan = dataclasses.replace(plan, located=dataclasses.replace(plan.located, site=site))
-    value, weight = draw_site(plan, leaves, key, frame.indices, frame.plan.perturbation)
+    value, weight = draw_site(plan, leaves, key, frame.indices, frame.plan.perturbation, frame.chosen)
     if weight is None:
         return value, None
     axes = frame.weight_axes(site_id)
