@@ -2,6 +2,7 @@
 
 from ppl import distributions, errors, estimators, testing
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.choice import SiteDescription
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
@@ -24,6 +25,7 @@ __all__ = [
     "Fit",
     "GradientVariance",
     "Program",
+    "SiteDescription",
     "check_family",
     "deterministic",
     "distributions",

@@ -44,12 +44,17 @@ class Where(NamedTuple):
         return f'File "{self.file}", line {self.line}, in {self.function}'
 
 
+def user_code(file: str) -> bool:
+    """Whether a source file belongs neither to `ppl` nor to the libraries it stands on."""
+    return not (file.startswith(_NOT_THE_USER) or any(part in file for part in _LIBRARIES) or file.startswith("<"))
+
+
 def user_frame() -> Where:
     """The innermost frame that belongs neither to `ppl` nor to the libraries it stands on."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not (file.startswith(_NOT_THE_USER) or any(part in file for part in _LIBRARIES) or file.startswith("<")):
+        if user_code(file):
             return Where(file, frame.f_lineno, frame.f_code.co_qualname)
         frame = frame.f_back  # type: ignore[assignment]
     return Where("<unknown>", 0, "<unknown>")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ def contains(model: Site, family: Site) -> bool | None:
     """Whether the model's support holds all that the family draws; None where it cannot be told."""
     if family.distribution_name == "Delta" or model.support is None or family.support is None:
         return None
-    outer, inner = _interval(model.support), _interval(family.support)
+    outer, inner = bounds(model.support), bounds(family.support)
     if outer is None or inner is None:
         same = type(_base(model.support)) is type(_base(family.support))
         return True if same else None
@@ -40,7 +43,7 @@ def _base(support: Any) -> Any:
     return support
 
 
-def _interval(support: Any) -> tuple[bool, Any, Any] | None:
+def bounds(support: Any) -> tuple[bool, Any, Any] | None:
     """A support as (discrete, low, high), where it is one interval for each element."""
     support = _base(support)
     discrete = bool(getattr(support, "is_discrete", False))
@@ -57,6 +60,42 @@ def _interval(support: Any) -> tuple[bool, Any, Any] | None:
 def latents(program: Program) -> dict[Address, Located]:
     """The latent sites of a bound program."""
     return {a: item for a, item in density_addresses(prepare(program).table).items() if item.site.kind == SAMPLE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """A value that `simulate` drew at `family` and `log_density` scored at `model`, whose supports differ."""
+
+    model: Located
+    family: Located
+    leaves: bool
+
+
+_collected: contextvars.ContextVar[list[Coverage] | None] = contextvars.ContextVar("collected", default=None)
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[list[Coverage]]:
+    """Collect the supports that differ instead of refusing the first of them."""
+    found: list[Coverage] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+def collect(pairs: Iterable[tuple[Located, Located]]) -> bool:
+    """Note the pairs (model, family) whose supports differ, if they are being collected; whether they are."""
+    found = _collected.get()
+    if found is None:
+        return False
+    for model, family in pairs:
+        if model.shape == family.shape and contains(model.site, family.site) is False:
+            found.append(Coverage(model, family, leaves=True))
+        elif model.shape == family.shape and contains(family.site, model.site) is False:
+            found.append(Coverage(model, family, leaves=False))
+    return True
 
 
 def check_family(model: Program, family: Program) -> None:

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.estimators import Reparameterize
+from ppl.notes import EXPECTATION, note
 from ppl.site import SAMPLE, Site, rebind
 from ppl.transforms.algebra import Algebra
 from ppl.transforms.baselines import Outcome, State, check_state, initial_state, next_state, outcome
+from ppl.transforms.check import Report, check
 from ppl.transforms.draws import sole_value
+from ppl.transforms.inforce import Table, estimators_of
 from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.partition import combine, partition
 from ppl.transforms.plan import SitePlan, choose_elements, chosen_estimator, first_choice, make_plan
@@ -131,11 +134,61 @@ class Expectation(Algebra):
         _, *rest = self.value_and_grad(key, *args, **kwargs)
         return rest[0] if len(rest) == 1 else tuple(rest)
 
+    def estimators(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Table:
+        """The estimators in force, a row for each random choice; prints as a table. Runs and compiles nothing.
+
+        Args:
+            args: as for `value_and_grad`, whose `argnums` say what is differentiated.
+
+        Raises:
+            EstimatorError: no estimator serves a site (`check` reports all of these).
+
+        Example:
+            >>> import ppl, ppl.distributions as dist
+            >>> @ppl.expectation
+            ... def objective(p):
+            ...     x = ppl.sample("x", dist.Normal(p, 1.0))
+            ...     return x * ppl.sample("b", dist.Bernoulli(logits=p))
+            >>> for row in objective.estimators(0.3):
+            ...     print(row.address, type(row.estimator).__name__, row.branches, row.why)
+            x Reparameterize 1 draws have right pathwise derivatives
+            b Enumerate 2 few values
+        """
+        return estimators_of(self, args, kwargs, argnums)
+
+    def check(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Report:
+        """Every condition for unbiased gradients that can be decided without running: those that fail, with file and line.
+
+        The conditions: the objective is continuous in what gradients flow through, along draws and past them; every estimator
+        is unbiased and serves its distribution; families stay within, and cover, the supports of their models; draws of nested
+        expectations are used linearly. Continuity is decided by analysis of the jaxpr and by a few evaluations of small pieces
+        of it in NumPy.
+
+        Args:
+            args: as for `value_and_grad`, whose `argnums` say what is differentiated.
+
+        Returns:
+            A report with `ok`, `findings` and `sites`.
+
+        Example:
+            >>> import jax.numpy as jnp, ppl, ppl.distributions as dist
+            >>> @ppl.expectation
+            ... def chance(mean):
+            ...     return jnp.where(ppl.sample("x", dist.Normal(mean, 1.0)) > 0.0, 1.0, 0.0)
+            >>> report = chance.check(0.5)
+            >>> report.ok, [(finding.address, finding.condition, finding.severity) for finding in report]
+            (False, [('x', 'continuity', 'fails')])
+        """
+        return check(self, evaluate, args, kwargs, argnums)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One unbiased draw, for use inside another objective: sums and scalings of expectations stay unbiased."""
+        """One unbiased draw, for use inside another objective: sums, scalings and products of independent draws stay unbiased.
+
+        Nonlinear functions of it do not; `check` finds them.
+        """
         staged = stage(self.function, *args, **kwargs)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
-        return run_staged(staged, _Nested())[0]
+        return note(run_staged(staged, _Nested())[0], EXPECTATION, self.__name__)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"expectation({self.__name__})"  # type: ignore[attr-defined]

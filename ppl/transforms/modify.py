@@ -17,6 +17,7 @@ import numpy as np
 
 from ppl import errors
 from ppl.address import covers, suggest
+from ppl.choice import chosen_for
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show, split_estimator
 from ppl.transforms.interpret import Inputs, Rule
 from ppl.transforms.stage import Located, Staged, check_addresses, density_addresses, sites, stage
@@ -43,7 +44,7 @@ class Program(Protocol):
 class Modification:
     """A change to the sites at some addresses. `verb` is one of those above, `values` says what for which address.
 
-    The empty address stands for the whole program.
+    The empty address stands for the whole program. Of several that cover a site, the longest counts.
     """
 
     verb: str
@@ -104,6 +105,9 @@ def _check(modification: Modification, table: list[Located], modifications: tupl
             raise errors.UnknownAddressError(
                 f"{verb} names the address {show(address)!r}, which the program lacks.{suggest(address, known)}"
             )
+        if verb == "with_estimators":
+            for item in matches:
+                chosen_for(item.site, value)
         for item in matches if verb in ("condition", "intervene", "substitute") else ():
             if item.site.kind != SAMPLE:
                 raise errors.UnknownAddressError(
@@ -169,14 +173,17 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
     if given is not None and verb in ("condition", "intervene", "substitute"):
         kind = {"condition": OBSERVED, "intervene": DETERMINISTIC, "substitute": SAMPLE}[verb]
         return _with(site.replace(kind=kind), leaves, "value", given, sliced=True)
-    prefix = next((p for p in modification.values if covers(p, site.address)), None)
+    prefix = max((p for p in modification.values if covers(p, site.address)), key=len, default=None)
     if prefix is None or verb in ("condition", "intervene", "substitute"):
         return site, leaves
     value = modification.values[prefix]
     if verb == "detach":
         return site.replace(detached=True), leaves
     if verb == "with_estimators":
-        static, arrays = split_estimator(value)
+        found = chosen_for(site, value)
+        if found is None and value is not None:
+            return site, leaves
+        static, arrays = split_estimator(found)
         return _with(site.replace(estimator=static), leaves, "estimator", arrays, sliced=False)
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None

@@ -159,17 +159,20 @@ def first_choice(jaxpr: Any, consts: Sequence[Any] = ()) -> dict[SiteId, SitePla
     """The estimator of each site, before it is known what enumeration would cost."""
     found: dict[SiteId, SitePlan] = {}
     for site_id, located in zip(site_ids(jaxpr), sites(jaxpr, consts), strict=True):
-        site = located.site
-        if site.kind != SAMPLE:
-            continue
-        estimator, why = _choose(site, located)
-        if not site.detached:
-            _refuse(estimator, located)
-            estimator = specialized(estimator, template(located))
-        shape = located.stack + element_shape(site)
-        plan = SitePlan(site_id, located, estimator, why, len(found), shape)
-        found[site_id] = _shared(found[site_id], plan) if site_id in found else plan
+        if located.site.kind == SAMPLE:
+            found[site_id] = choice_of(site_id, located, found)
     return found
+
+
+def choice_of(site_id: SiteId, located: Located, before: Mapping[SiteId, SitePlan]) -> SitePlan:
+    """The estimator of one site, before it is known what enumeration would cost; `before` has those of earlier sites."""
+    site = located.site
+    estimator, why = _choose(site, located)
+    if not site.detached:
+        _refuse(estimator, located)
+        estimator = specialized(estimator, template(located))
+    plan = SitePlan(site_id, located, estimator, why, len(before), located.stack + element_shape(site))
+    return _shared(before[site_id], plan) if site_id in before else plan
 
 
 def _shared(one: SitePlan, other: SitePlan) -> SitePlan:
