@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from ppl import errors
 from ppl.address import flatten, parse
 from ppl.distributions import corrected
+from ppl.estimators.protocol import draw_dtype
 from ppl.masks import broadcast, plain
 from ppl.site import (
     DETERMINISTIC,
@@ -201,7 +202,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         kind=SAMPLE,
         tree=tree,
         shape=tuple(distribution.shape()),
-        dtype=_draw_dtype(distribution),
+        dtype=draw_dtype(estimator, _draw_dtype(distribution)),
         support=support,
         where=where,
         distribution_name=_distribution_name(distribution),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppl.site import Site
@@ -79,6 +81,21 @@ class Estimator(Protocol):
     def particle(self, key: Any, distribution: Any) -> Particle | Branches:
         """Draw. The distribution's `batch_shape` holds the independent elements: plates first, no `Independent` around it."""
         ...
+
+
+def draw_dtype(estimator: Any, dtype: Any) -> Any:
+    """The dtype of what an estimator draws in place of a distribution's draw: relaxations draw floating-point numbers."""
+    relaxes = getattr(estimator, "relaxes", False) and not jnp.issubdtype(dtype, jnp.inexact)
+    return jnp.dtype(jnp.result_type(float)) if relaxes else dtype
+
+
+def escaped(values: Any) -> bool:
+    """Whether a pytree holds a traced value of a function that has been left: an estimator is a constant of its objective."""
+    try:
+        jax.eval_shape(lambda: [jnp.asarray(leaf) + 0 for leaf in jax.tree.leaves(values)])
+    except jax.errors.UnexpectedTracerError:
+        return True
+    return False
 
 
 def unknown(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ppl import errors
 from ppl.address import covers, suggest
+from ppl.estimators.protocol import draw_dtype
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show
 from ppl.transforms.interpret import Inputs, Rule
 from ppl.transforms.stage import Located, Staged, check_addresses, density_addresses, sites, stage
@@ -55,6 +56,15 @@ class Modification:
             return {"condition": OBSERVED, "intervene": DETERMINISTIC}.get(self.verb, kind)
         return kind
 
+    def site(self, located: Located) -> Site:
+        """The static part of a site after the modification, as far as values and families are checked against it."""
+        site = located.site
+        estimators = [v for p, v in self.values.items() if covers(p, site.address)] if self.verb == "with_estimators" else []
+        dtype = draw_dtype(estimators[0], site.dtype) if estimators and site.kind == SAMPLE else site.dtype
+        return site.replace(
+            kind=self.kind(located, site.kind), dtype=dtype, estimator=estimators[0] if estimators else site.estimator
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -80,9 +90,7 @@ def prepare(program: Program) -> Prepared:
     values: dict[str, dict[Address, Any]] = {}
     for number, modification in enumerate(program.modifications):
         values[_role(number)] = _check(modification, table, program.modifications)
-        table = [
-            dataclasses.replace(item, site=item.site.replace(kind=modification.kind(item, item.site.kind))) for item in table
-        ]
+        table = [dataclasses.replace(item, site=modification.site(item)) for item in table]
     return Prepared(staged, table, program.modifications, values)
 
 
@@ -176,7 +184,7 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
     if verb == "detach":
         return site.replace(detached=True), leaves
     if verb == "with_estimators":
-        return site.replace(estimator=value), leaves
+        return site.replace(estimator=value, dtype=draw_dtype(value, site.dtype)), leaves
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None
     new = given if sliced else value
