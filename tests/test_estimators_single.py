@@ -12,7 +12,7 @@ from ppl import errors
 from ppl.estimators import AcceptReject, ImportanceSampling, Reparameterize, ScoreFunction
 
 KEY = jax.random.key(11)
-N = 20_000
+N = 10_000
 BOUND = 4.5  # |z| of every comparison; 1e-5 of a false alarm each, over about 150 of them
 
 
@@ -57,10 +57,6 @@ def plate(draw, t):
     return jnp.prod(jax.vmap(lambda shift: draw("x", t + shift))(jnp.array([0.0, 0.3])))
 
 
-def separate_plate(draw, t):
-    return jnp.sum(jax.vmap(lambda shift: draw("x", t + shift) ** 2)(jnp.array([0.0, 0.3, 0.1])))
-
-
 def scan(draw, t):
     def step(total, shift):
         x = draw("x", t + shift)
@@ -82,7 +78,6 @@ def nested(draw, t):
 
 CONSTRUCTS = {
     "plate": (plate, lambda m, s, t: m(t) * m(t + 0.3)),
-    "separate plate": (separate_plate, lambda m, s, t: s(t) + s(t + 0.3) + s(t + 0.1)),
     "scan": (scan, lambda m, s, t: 2 * s(t) + 2 * s(t + 0.3) + 2 * m(t) * m(t + 0.3)),
     "cond": (cond, lambda m, s, t: 0.4 * s(t) + 0.6 * m(t)),
     "nested": (nested, lambda m, s, t: s(t)),
@@ -110,7 +105,7 @@ def test_every_estimator_in_every_construct(law, construct):
 @pytest.mark.parametrize("law", LAWS)
 def test_a_later_site_depends_on_the_value_and_costs_are_scaled(law):
     """E[5 log p(y | x)] + E[x y], y ~ N(x, 1): the weight of x goes with all that depends on y."""
-    make, first, second, estimator = LAWS[law]
+    make, _, second, estimator = LAWS[law]
 
     @ppl.program
     def family(t):
@@ -150,24 +145,17 @@ def gamma_logs(a, b):
 
 
 @pytest.mark.parametrize("boost", [1, 4])
-def test_gamma_at_all_shapes_together(boost):
-    shapes = jnp.array([0.02, 0.3, 1.0, 2.5, 40.0, 3000.0])
+def test_gamma_at_all_shapes(boost):
+    shapes = jnp.array([0.3, 1.0, 2.5, 40.0, 3000.0])
 
     @ppl.expectation
     def objective(theta):
-        x = ppl.sample("x", dist.Gamma(theta * shapes, 1.0 + theta).to_event(1), estimator=AcceptReject(boost))
-        scores = (jnp.log(x) + 0.5 * x) / shapes  # so that none drowns the others
-        return jnp.sum(scores) - jnp.sum(gamma_logs(theta * shapes, 1.0 + theta) / shapes)
+        x = ppl.sample("x", dist.Gamma(theta * shapes, theta), estimator=AcceptReject(boost))
+        return jnp.sum(jnp.log(x) + 0.5 * x)
 
-    for i in range(len(shapes)):
-
-        @ppl.expectation
-        def one(theta, i=i):
-            x = ppl.sample("x", dist.Gamma(theta * shapes[i], 1.0 + theta), estimator=AcceptReject(boost))
-            return jnp.log(x) + 0.5 * x
-
-        assert_unbiased(one, 1.0, lambda t, i=i: gamma_logs(t * shapes[i], 1.0 + t))
-    assert_unbiased(objective, 1.0, lambda t: 0.0 * t)
+    grads = jax.jit(jax.vmap(lambda key: objective.grad(key, jnp.ones(5))))(jax.random.split(KEY, N))
+    exact = jax.grad(lambda theta: jnp.sum(gamma_logs(theta * shapes, theta)))(jnp.ones(5))
+    assert np.abs(z_scores(grads, exact)).max() < BOUND
 
 
 def beta_moment(a, b):
@@ -222,24 +210,28 @@ def test_a_plate_of_dirichlets():
     assert_unbiased(ppl.expectation(objective), 0.7, exact)
 
 
-def test_boosting_lowers_the_variance_at_small_shapes():
-    def variance(boost):
-        objective = ppl.expectation(lambda a: ppl.sample("x", dist.Gamma(a, 1.0), estimator=AcceptReject(boost)) ** 2)
-        return np.var(jax.jit(jax.vmap(lambda k: objective.grad(k, 0.5)))(jax.random.split(KEY, N)))
+def test_boosting_moves_the_gradient_from_the_weight_to_the_path():
+    """The gradient of a constant cost comes from the weight alone."""
 
-    assert variance(6) < 0.6 * variance(1)
+    def variance(boost):
+        def one(a, key):
+            return AcceptReject(boost).particle(key, dist.Gamma(a, 1.0)).log_weight
+
+        return np.var(jax.jit(jax.vmap(jax.grad(one), (None, 0)))(0.5, jax.random.split(KEY, 4_000)))
+
+    assert variance(8) < 0.3 * variance(1)
 
 
 def test_tiny_shapes_in_single_precision():
-    """At a shape of 1e-3 most draws underflow; E[x log x]-like costs live on the rest: E[x] = a, d/da = 1."""
-    objective = ppl.expectation(lambda a: ppl.sample("x", dist.Gamma(a, 1.0), estimator=AcceptReject(3)))
-    values, grads = assert_unbiased(objective, 1e-2, lambda a: a)
-    assert values.min() > 0
-    both = ppl.expectation(
-        lambda a: ppl.sample("x", dist.Dirichlet(a * jnp.ones(3)), estimator=AcceptReject()) @ jnp.arange(3.0)
-    )
-    _, grads = assert_unbiased(both, 1e-3, lambda a: 1.0 + 0.0 * a)
-    assert np.isfinite(grads).all()
+    """At these shapes most draws underflow; the mean lives on the rest."""
+
+    @ppl.expectation
+    def objective(a):
+        x = ppl.sample("x", dist.Gamma(a, 1.0), estimator=AcceptReject(3))
+        y = ppl.sample("y", dist.Dirichlet(0.1 * a * jnp.ones(3)), estimator=AcceptReject())
+        return x + y @ jnp.arange(3.0) + 0.0 * (jnp.log(x) + jnp.log(y).sum())  # not NaN
+
+    assert_unbiased(objective, 1e-2, lambda a: a + 1.0)
 
 
 def test_accept_reject_refusals():
@@ -357,15 +349,29 @@ def test_proposals_that_do_not_fit_are_refused(distribution, proposal, match):
         objective.grad(KEY, 0.5)
 
 
-def test_a_proposal_with_parameters_of_the_objective_is_refused():
-    for make in (lambda t: dist.Normal(t, 2.0), lambda t: lambda p: dist.Normal(t, 2.0)):
+def test_no_gradient_flows_through_a_proposal_with_the_parameters_of_the_objective():
+    for make in (lambda t: dist.Normal(t, 1.5), lambda t: lambda p: dist.Normal(t, 1.5)):
 
         @ppl.expectation
         def objective(t, make=make):
             return ppl.sample("x", dist.Normal(t, 1.0), estimator=ImportanceSampling(make(t))) ** 2
 
-        with pytest.raises(errors.EstimatorError, match=r"ImportanceSampling cannot serve 'x' ~ Normal"):
+        assert_unbiased(objective, 0.5, lambda t: t**2 + 1.0)
+
+
+def test_a_proposal_with_values_of_other_sites_is_refused():
+    for make in (lambda x: dist.Normal(x, 2.0), lambda x: lambda p: dist.Normal(x, 2.0)):
+
+        @ppl.expectation
+        def objective(t, make=make):
+            x = ppl.sample("x", dist.Normal(t, 1.0))
+            return ppl.sample("y", dist.Normal(x, 1.0), estimator=ImportanceSampling(make(x))) ** 2
+
+        with pytest.raises(errors.EstimatorError, match=r"ImportanceSampling cannot serve 'y'.*values drawn in the program"):
             objective.grad(KEY, 0.5)
+
+
+def test_a_moving_support_cannot_be_importance_sampled():
     moving = ppl.expectation(
         lambda t: ppl.sample("x", dist.Uniform(0.0, t), estimator=ImportanceSampling(dist.Uniform(0.0, 1.0)))
     )
@@ -411,8 +417,7 @@ def test_the_two_draws_have_the_right_law():
 
 
 def test_all_sites_are_mirrored_together():
-    """(x + y)^3 and x y of two sites and a plate: odd parts cancel, and there are two branches in all."""
-    count = []
+    """Products of two sites and a plate: branch i of one goes with branch i of another."""
 
     @ppl.expectation
     def objective(t):
@@ -420,15 +425,12 @@ def test_all_sites_are_mirrored_together():
         x = ppl.sample("x", dist.Normal(t, 1.0), estimator=antithetic)
         y = ppl.sample("y", dist.Normal(2.0 * x, 0.5), estimator=antithetic)
         z = jax.vmap(lambda s: ppl.sample("z", dist.Normal(y, s), estimator=antithetic))(jnp.array([0.5, 1.0, 2.0]))
-        jax.debug.callback(lambda _: count.append(1), y)
         return x * y * jnp.sum(z) + x + y + jnp.sum(z)
 
     def exact(t):  # z has mean y: E[3 x y^2] + 9 t with y = 2x + e
         return 3 * (4 * (t**3 + 3 * t) + 0.25 * t) + 9 * t
 
     assert_unbiased(objective, 0.6, exact)
-    linear = ppl.expectation(lambda t: objective(t) * 1.0)
-    assert_unbiased(linear, 0.6, exact)
 
 
 def test_mixed_with_other_estimators():

@@ -41,7 +41,7 @@ _ONE_HOT = (OneHotCategoricalProbs, OneHotCategoricalLogits)
 
 def _refuse(distribution: Any, site: Site, temperature: Any) -> str | None:
     if escaped(temperature):
-        return "its temperature is a value of the objective; an estimator is a constant of it"
+        return "its temperature is a value drawn or computed in the program; take an argument of the objective"
     if isinstance(_base(distribution), _BINARY + _ONE_HOT):
         return None
     return _refuse_index(distribution, site) or f"{site.distribution_name} is neither Bernoulli nor OneHotCategorical"

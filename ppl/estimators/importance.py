@@ -12,9 +12,12 @@ import numpyro.distributions as dist
 
 from ppl.densities import elementwise
 from ppl.distributions import corrected
-from ppl.estimators.protocol import OneValue, Particle, escaped
+from ppl.estimators.protocol import OneValue, Particle, escaped, is_unknown
 from ppl.site import Site, describe_support
 from ppl.supports import same
+
+
+_INNER = "the proposal holds values drawn in the program; take them from the site's distribution, in a function of it"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,8 +29,8 @@ class ImportanceSampling(OneValue):
 
     Args:
         proposal: a distribution, or a function from the site's distribution to one. Its support must be the site's. Its batch
-            shape broadcasts to the site's, each element with a draw of its own. Parameters of the objective cannot be in it:
-            take them from the site's distribution.
+            shape broadcasts to the site's, each element with a draw of its own. It may hold arguments of the objective, and
+            what is drawn there by way of the site's distribution only.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -49,12 +52,12 @@ class ImportanceSampling(OneValue):
         if site.moving_support or site.support is None:
             return "its support moves with its parameters, and the weight's gradient misses what happens at the boundary"
         if isinstance(self.proposal, dist.Distribution) and escaped(self.proposal):
-            return "the proposal holds values of the objective; take them from the site's distribution, in a function of it"
+            return _INNER
         try:
-            found = self._found(distribution)
-            drawn = jax.eval_shape(found.sample, jax.random.key(0))
-            support = found.support
-        except (TypeError, ValueError, AttributeError, NotImplementedError, jax.errors.UnexpectedTracerError) as error:
+            drawn, support = self._outline(distribution)
+        except jax.errors.UnexpectedTracerError:
+            return _INNER
+        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
             return f"the proposal does not fit: {str(error).splitlines()[0]}"
         if jnp.issubdtype(drawn.dtype, jnp.inexact) != jnp.issubdtype(site.dtype, jnp.inexact):
             return f"the proposal draws {drawn.dtype} and the site {site.dtype}"
@@ -70,6 +73,19 @@ class ImportanceSampling(OneValue):
         value = jax.lax.stop_gradient(proposal.sample(key))
         log_r = jax.lax.stop_gradient(proposal.log_prob(value))
         return Particle(value, distribution.log_prob(value) - log_r)
+
+    def _outline(self, distribution: Any) -> tuple[Any, Any]:
+        """What a draw of the proposal looks like, and its support."""
+        leaves, tree = jax.tree.flatten(distribution)
+        unknown = {i: leaf for i, leaf in enumerate(leaves) if is_unknown(leaf)}
+        supports = []
+
+        def draw(unknown: dict[int, Any], key: Any) -> Any:
+            found = self._found(jax.tree.unflatten(tree, [unknown.get(i, leaf) for i, leaf in enumerate(leaves)]))
+            supports.append(found.support)
+            return found.sample(key)
+
+        return jax.eval_shape(draw, unknown, jax.random.key(0)), supports[0]
 
     def _found(self, distribution: Any) -> Any:
         """The proposal in the shape of the site's distribution."""

@@ -90,7 +90,7 @@ def draw_dtype(estimator: Any, dtype: Any) -> Any:
 
 
 def escaped(values: Any) -> bool:
-    """Whether a pytree holds a traced value of a function that has been left: an estimator is a constant of its objective."""
+    """Whether a pytree holds a traced value of a function that has been left: an estimator is none of its values."""
     try:
         jax.eval_shape(lambda: [jnp.asarray(leaf) + 0 for leaf in jax.tree.leaves(values)])
     except jax.errors.UnexpectedTracerError:
