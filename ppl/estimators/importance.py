@@ -16,7 +16,6 @@ from ppl.estimators.protocol import OneValue, Particle, escaped, is_unknown
 from ppl.site import Site, describe_support
 from ppl.supports import same
 
-
 _INNER = "the proposal holds values drawn in the program; take them from the site's distribution, in a function of it"
 
 

@@ -49,12 +49,23 @@ def evaluate(jaxpr: Jaxpr, consts: Sequence[Any], operands: Sequence[Any], names
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else env[atom]
 
-    for eqn in jaxpr.eqns:
+    for eqn in _needed(jaxpr):
         values = [read(atom) for atom in eqn.invars]
         which = [i for i, (value, atom) in enumerate(zip(values, eqn.invars, strict=True)) if _is_changed(value, atom)]
         outs = _extended(eqn, values, which, names) if which else _alone(jaxpr, eqn, env)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _needed(jaxpr: Jaxpr) -> list[Any]:
+    """The equations that the results depend on: a check of a parameter, say, is left behind in a jaxpr and means nothing."""
+    needed = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            kept.append(eqn)
+            needed.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
+    return kept[::-1]
 
 
 def _alone(jaxpr: Jaxpr, eqn: Any, env: dict[Any, Any]) -> list[Any]:
