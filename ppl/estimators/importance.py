@@ -54,8 +54,6 @@ class ImportanceSampling(OneValue):
             return _INNER
         try:
             drawn, support = self._outline(distribution)
-        except jax.errors.UnexpectedTracerError:
-            return _INNER
         except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
             return f"the proposal does not fit: {str(error).splitlines()[0]}"
         if jnp.issubdtype(drawn.dtype, jnp.inexact) != jnp.issubdtype(site.dtype, jnp.inexact):

@@ -90,9 +90,14 @@ def draw_dtype(estimator: Any, dtype: Any) -> Any:
 
 
 def escaped(values: Any) -> bool:
-    """Whether a pytree holds a traced value of a function that has been left: an estimator is none of its values."""
+    """Whether a pytree holds a traced value of a function that has been left: an estimator is none of its values.
+
+    Under `jax.jit` JAX notices by itself, later.
+    """
     try:
-        jax.eval_shape(lambda: [jnp.asarray(leaf) + 0 for leaf in jax.tree.leaves(values)])
+        for leaf in jax.tree.leaves(values):
+            if isinstance(leaf, jax.core.Tracer):
+                jnp.add(leaf, 0)
     except jax.errors.UnexpectedTracerError:
         return True
     return False
