@@ -331,8 +331,12 @@ def _cond(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
 
 
 def _keeps_dtypes(outs: Sequence[Any], like: Sequence[Any], body: Jaxpr, what: str) -> None:
-    if any(jax.typeof(out).dtype != jnp.result_type(old) for out, old in zip(outs, like, strict=True)):
+    if any(_dtype(out) != _dtype(old) for out, old in zip(outs, like, strict=True)):
         raise refusal(what, [located.site.name for located in sites(body)])
+
+
+def _dtype(value: Any) -> Any:
+    return value.dtype if hasattr(value, "dtype") else jax.typeof(value).dtype
 
 
 def _absent(located: Located) -> Any:
