@@ -99,14 +99,14 @@ def test_a_relaxed_vector_by_quadrature():
         assert_means(objective, 0.4, exact(0.4), jax.grad(exact)(0.4))
 
 
-def test_the_bias_falls_with_the_temperature():
-    discrete = bend(1.0) - bend(0.0)
-    exact = float(discrete * jax.nn.sigmoid(0.4) * jax.nn.sigmoid(-0.4))
-    errors_ = []
-    for temperature in (1.0, 0.3, 0.1):
-        _, grads = draws_of(ppl.expectation(lambda t, tau=temperature: plain(GumbelSoftmax(tau), t)), 0.4, 40_000)
-        errors_.append(abs(float(np.mean(grads)) - exact))
-    assert errors_[0] > 2 * errors_[1] > 4 * errors_[2]
+def test_the_bias_vanishes_at_low_temperatures_only():
+    exact = float((bend(1.0) - bend(0.0)) * jax.nn.sigmoid(0.4) * jax.nn.sigmoid(-0.4))
+
+    def z(temperature):
+        return z_scores(draws_of(ppl.expectation(lambda t: plain(GumbelSoftmax(temperature), t)), 0.4)[1], exact)
+
+    assert abs(z(0.02)) < BOUND
+    assert abs(z(2.0)) > 20
     assert not GumbelSoftmax(1.0).unbiased
     assert not StraightThrough().unbiased
     assert not Relaxation(lambda key, p: p.mean).unbiased
@@ -291,4 +291,4 @@ def test_the_temperature_may_be_an_argument_of_the_objective():
     objective = ppl.expectation(lambda t, tau: plain(GumbelSoftmax(tau), t))
     values = jax.jit(jax.vmap(lambda key: objective.value_and_grad(key, 0.4, 0.7)[1]))(jax.random.split(KEY, N))
     annealed = jax.jit(jax.vmap(lambda key, tau: objective.value_and_grad(key, 0.4, tau)[1], (0, None)))
-    np.testing.assert_allclose(annealed(jax.random.split(KEY, N), 0.7), values, rtol=1e-5)
+    np.testing.assert_allclose(annealed(jax.random.split(KEY, N), 0.7), values, rtol=1e-5, atol=1e-5)

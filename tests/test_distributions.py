@@ -54,7 +54,9 @@ def test_one_hot_density_draws_and_moments(make):
     np.testing.assert_allclose(d.mean, PROBS, rtol=1e-6)
     np.testing.assert_allclose(d.variance, PROBS * (1 - PROBS), rtol=1e-6)
     np.testing.assert_allclose(d.entropy(), scipy.stats.entropy(PROBS), rtol=1e-6)
-    np.testing.assert_allclose(d.expand([4]).log_prob(jnp.eye(3)[jnp.array([0, 1, 2, 1])]), np.log(PROBS)[[0, 1, 2, 1]], rtol=1e-5)
+    np.testing.assert_allclose(
+        d.expand([4]).log_prob(jnp.eye(3)[jnp.array([0, 1, 2, 1])]), np.log(PROBS)[[0, 1, 2, 1]], rtol=1e-5
+    )
 
 
 def test_categories_that_cannot_happen():
