@@ -134,7 +134,9 @@ def main(arguments=None):
     draws = 2_000 if options.quick else 20_000
 
     print(cost(Rebar()).estimators(LOGITS))
-    checked = ppl.testing.assert_unbiased(cost(Rebar()), (LOGITS,), exact=cost(None).value_and_grad(jax.random.key(0), LOGITS), n=draws)
+    checked = ppl.testing.assert_unbiased(
+        cost(Rebar()), (LOGITS,), exact=cost(None).value_and_grad(jax.random.key(0), LOGITS), n=draws
+    )
     print(f"\nunbiased: {checked}\n")
     found = variances(draws)
     for name, variance in found.items():

@@ -40,7 +40,7 @@ class Draw(Seed):
 
 
 def _takes_noise(plan: SitePlan | None) -> bool:
-    return plan is not None and (plan.site.detached or isinstance(plan.estimator, Reparameterize))
+    return plan is not None and (plan.site.detached or (isinstance(plan.estimator, Reparameterize) and not plan.weighted))
 
 
 class Expectation(Algebra):
