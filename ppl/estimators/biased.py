@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from ppl import errors
 from ppl.distributions.one_hot import OneHotCategoricalLogits, OneHotCategoricalProbs, relaxed_one_hot
-from ppl.estimators.protocol import OneValue, Particle, escaped
+from ppl.estimators.protocol import OneValue, Particle
 from ppl.site import Site
 
 
@@ -39,16 +41,15 @@ _BINARY = (dist.BernoulliProbs, dist.BernoulliLogits)
 _ONE_HOT = (OneHotCategoricalProbs, OneHotCategoricalLogits)
 
 
-def _refuse(distribution: Any, site: Site, temperature: Any) -> str | None:
-    if escaped(temperature):
-        return "its temperature is a value drawn or computed in the program; take an argument of the objective"
+def _refuse(distribution: Any, site: Site) -> str | None:
     if isinstance(_base(distribution), _BINARY + _ONE_HOT):
         return None
     return _refuse_index(distribution, site) or f"{site.distribution_name} is neither Bernoulli nor OneHotCategorical"
 
 
 def _check_temperature(temperature: Any) -> None:
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+    known = isinstance(temperature, int | float | np.ndarray | np.generic)
+    if known and np.any(np.asarray(temperature) <= 0):
         raise ValueError(f"the temperature must be positive, got {temperature}")
 
 
@@ -82,6 +83,7 @@ def _hard(relaxed: Any, binary: bool) -> Any:
     return jax.nn.one_hot(jnp.argmax(relaxed, axis=-1), relaxed.shape[-1], dtype=relaxed.dtype)
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class GumbelSoftmax(_Relaxed):
     """A draw of the Concrete distribution in place of a discrete one (Maddison et al. 2017; Jang et al. 2017).
@@ -104,18 +106,19 @@ class GumbelSoftmax(_Relaxed):
     """
 
     temperature: Any
-    unbiased: bool = dataclasses.field(default=False, init=False)
+    unbiased = False
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
-        return _refuse(distribution, site, self.temperature)
+        return _refuse(distribution, site)
 
     def particle(self, key: Any, distribution: Any) -> Particle:
         return Particle(_relaxed(key, distribution, self.temperature))
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class StraightThrough(_Relaxed):
     """The discrete value itself, with the gradient of something smooth in its place.
@@ -137,14 +140,14 @@ class StraightThrough(_Relaxed):
     """
 
     temperature: Any = None
-    unbiased: bool = dataclasses.field(default=False, init=False)
+    unbiased = False
 
     def __post_init__(self) -> None:
         if self.temperature is not None:
             _check_temperature(self.temperature)
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
-        return _refuse(distribution, site, self.temperature)
+        return _refuse(distribution, site)
 
     def particle(self, key: Any, distribution: Any) -> Particle:
         relaxed = _relaxed(key, distribution, 1.0 if self.temperature is None else self.temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,12 @@ import numpyro.distributions as dist
 
 from ppl.densities import elementwise
 from ppl.distributions import corrected
-from ppl.estimators.protocol import OneValue, Particle, escaped, is_unknown
+from ppl.estimators.protocol import OneValue, Particle, is_unknown
 from ppl.site import Site, describe_support
 from ppl.supports import same
 
-_INNER = "the proposal holds values drawn in the program; take them from the site's distribution, in a function of it"
 
-
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["proposal"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImportanceSampling(OneValue):
     """`x ~ r`, weight `p(x; theta) / sg(r(x))`: no gradient flows through the proposal (Kloek and van Dijk 1978).
@@ -28,8 +28,7 @@ class ImportanceSampling(OneValue):
 
     Args:
         proposal: a distribution, or a function from the site's distribution to one. Its support must be the site's. Its batch
-            shape broadcasts to the site's, each element with a draw of its own. It may hold arguments of the objective, and
-            what is drawn there by way of the site's distribution only.
+            shape broadcasts to the site's, each element with a draw of its own.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -43,15 +42,13 @@ class ImportanceSampling(OneValue):
     """
 
     proposal: Any | Callable[[Any], Any]
-    unbiased: bool = dataclasses.field(default=True, init=False)
+    unbiased = True
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
         if site.distribution_name in ("Delta", "ImproperUniform"):
             return f"{site.distribution_name} has no density to be weighted with"
         if site.moving_support or site.support is None:
             return "its support moves with its parameters, and the weight's gradient misses what happens at the boundary"
-        if isinstance(self.proposal, dist.Distribution) and escaped(self.proposal):
-            return _INNER
         try:
             drawn, support = self._outline(distribution)
         except (TypeError, ValueError, AttributeError, NotImplementedError) as error:

@@ -62,7 +62,8 @@ class Modification:
         site = located.site.replace(kind=self.kind(located, located.site.kind))
         if self.verb != "with_estimators" or site.kind != SAMPLE:
             return site
-        choice = next((value for prefix, value in self.values.items() if covers(prefix, site.address)), None)
+        prefix = max((p for p in self.values if covers(p, site.address)), key=len, default=None)
+        choice = None if prefix is None else self.values[prefix]
         estimator = chosen_for(site, choice)
         if estimator is None:
             return site
