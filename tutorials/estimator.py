@@ -4,15 +4,15 @@ An estimator replaces a draw by a few weighted values. Its contract is one sente
 and the gradient of `sum_i weights[i] * k(values[i])` are unbiased for those of `E[k(X)]`, whatever `k` is. Where the sites are,
 what plates and loops stand around them, and which costs depend on them is the engine's business.
 
-REBAR (Tucker et al. 2017) is for binary draws. It takes the score function, and subtracts a control variate: the same score, of a
-cost at a *relaxed* draw, whose own gradient can be had pathwise and is added back. In weighted values:
+REBAR (Tucker et al. 2017) is for binary draws. It takes the score function, and subtracts a control variate: the same score, of
+a cost at a *relaxed* draw, whose own gradient can be had pathwise and is added back. In weighted values:
 
     the draw b                                      weight  w             w = exp(log p(b) - sg log p(b)), of value one
     a relaxed draw z                                weight  eta
     a relaxed draw z~ that rounds to the same b     weight -eta w
 
-z and z~ have one distribution, so the last two cancel on average, in value and in gradient; together they follow the noise of the
-first.
+z and z~ have one distribution, so the last two cancel on average, in value and in gradient; together they follow the noise
+of the first.
 
 Run it with `python tutorials/estimator.py` (a minute on two cores). It tests the estimator against exact gradients and saves a
 picture.
