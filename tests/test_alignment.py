@@ -107,7 +107,12 @@ FUNCTIONS = {
     "take from the middle": (lambda x, i: x[:, i, :], T, (INDEX, (5,))),
     "one hot": (lambda i: jax.nn.one_hot(i, 3), (INDEX, W)),
     "log prob by index": (lambda x, i: jnp.take_along_axis(jax.nn.log_softmax(x), i[:, None], 1)[:, 0], M, (INDEX, V)),
-    "at add, windows of each": (lambda x, y, i: jax.vmap(lambda x, y, i: x.at[i].add(y))(x, y, i), T, (2, 2, 4), (INDEX, (2, 2))),
+    "at add, windows of each": (
+        lambda x, y, i: jax.vmap(lambda x, y, i: x.at[i].add(y))(x, y, i),
+        T,
+        (2, 2, 4),
+        (INDEX, (2, 2)),
+    ),
     "at set, each column": (lambda x, y, i: jax.vmap(lambda x, y, i: x.at[i].set(y), (1, 0, 0), 1)(x, y, i), M, W, (INDEX, W)),
     "at max, each": (lambda x, y, i: jax.vmap(lambda x, y, i: x.at[i].max(y))(x, y, i), M, V, (INDEX, V)),
     "top_k columns": (lambda x: lax.top_k(x.T, 2)[1], M),

@@ -19,7 +19,7 @@ from ppl.transforms.partition import combine, partition
 from ppl.transforms.plan import SitePlan, chosen_estimator, first_choice, make_plan
 from ppl.transforms.resolve import resolve
 from ppl.transforms.seed import Seed, random_inputs
-from ppl.transforms.stage import Staged, check_addresses, sites, stage
+from ppl.transforms.stage import Staged, check_addresses, sites, stage_objective
 from ppl.transforms.surrogate import Frame, run_steps
 
 LANES = "repetitions of the objective"
@@ -66,7 +66,7 @@ class Expectation:
                 )
             return jnp.asarray(value)
 
-        staged = stage(one, *args, **kwargs)
+        staged = stage_objective(one, *args, **kwargs)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return staged
 
@@ -98,7 +98,7 @@ class Expectation:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One unbiased draw, for use inside another objective: sums and scalings of expectations stay unbiased."""
-        staged = stage(self.function, *args, **kwargs)
+        staged = stage_objective(self.function, *args, **kwargs)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return run_staged(staged, _Nested())[0]
 

@@ -335,7 +335,9 @@ def _crowded(plan: Plan) -> _Conflict | None:
     """Sites whose branches together are too many for some value."""
     limit = {site_id: AFFORDABLE if p.why == AUTOMATIC else LIMIT for site_id, p in plan.sites.items()}
     kept, used = needed(plan.steps, [*plan.terms.numbers, *plan.terms.others])
-    sums = {step.outs[inc.carry] for step in kept for inc in step.sums} - used  # not carried, where only the increments are needed
+    sums = {
+        step.outs[inc.carry] for step in kept for inc in step.sums
+    } - used  # not carried, where only the increments are needed
     evaluated = used.union(*(step.outs for step in kept)) - sums
     for influences in itertools.chain((plan.steps.influences[n] for n in evaluated), plan.parents.values()):
         axes = value_axes(influences, plan.sites) if influences else {}

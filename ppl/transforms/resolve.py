@@ -77,7 +77,9 @@ class _Resolver:
         upto: Any = ndim
         for site_id, place in scored:
             upto = self._keep(("upto", id(upto), site_id, place), lambda upto=upto: (upto,))
-            log_weight = self._keep(("log", site_id, place, ndim), functools.partial(placed, self.weights[site_id], place, ndim))
+            log_weight = self._keep(
+                ("log", site_id, place, ndim), functools.partial(placed, self.weights[site_id], place, ndim)
+            )
             parts = [log_weight] if total is None else [total, log_weight]
             total = self._keep(("sum", id(upto)), functools.partial(add, parts))
         assert total is not None
