@@ -75,8 +75,8 @@ def _aval(x: Any, batched: bool) -> jax.ShapeDtypeStruct:
 loops_first = jax.make_user_context(False)
 """Whether a `vmap` of a scan with sites becomes a scan of vmaps, as in JAX, and is not kept as `lanes`.
 
-The order of a trace's axes is lost then, but not what the function returns. So objectives may be staged in this way, in which every
-step of a loop has its elements side by side, and programs may not.
+The order of a trace's axes is lost then, but not what the function returns. So objectives may be staged in this way, in which
+every step of a loop has its elements side by side, and programs may not.
 """
 
 

@@ -225,10 +225,10 @@ def test_a_family_that_misses_a_site():
     def guide():
         numpyro.sample("b", npd.Normal(numpyro.param("phi", 0.0), 1.0))
 
-    with warnings.catch_warnings(record=True):
-        warnings.simplefilter("always")
-        losses = [Trace_ELBO().loss(key, {"phi": 0.0}, model, guide) for key in KEYS[:2]]
-    np.testing.assert_allclose(losses, 0.0, atol=1e-6)  # as though the prior of c were the posterior that was asked for
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the guide misses a site
+        losses = jax.vmap(lambda key: Trace_ELBO().loss(key, {"phi": 0.0}, model, guide))(KEYS)
+    np.testing.assert_allclose(losses.mean(), 0.5 * np.log(2 * np.pi * np.e), rtol=0.05)  # for a log evidence of 0
 
     @ppl.expectation
     def elbo(phi):
