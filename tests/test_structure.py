@@ -386,8 +386,11 @@ def exact(name):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_against_all_outcomes(name):
     objective, truth = PROGRAMS[name][0], exact(name)
-    for how in ESTIMATORS:
-        run = ppl.expectation(lambda t, how=how: objective(t, ESTIMATORS[how]))
+    numbers = set()
+    for how, estimator in ESTIMATORS.items():
+        if how == "both" and max(numbers) == 0:
+            continue  # there is one site
+        run = ppl.expectation(lambda t, e=estimator: objective(t, lambda i: numbers.add(i) or e(i)))
         many = jax.vmap(lambda key, run=run: derivatives(lambda t: run.estimate(key, t))(THETA))
         n = 2 if how == "enumerated" else N
         draws = np.asarray(jax.jit(many)(jax.random.split(jax.random.key(1), n)), float)
