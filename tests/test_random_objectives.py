@@ -281,19 +281,19 @@ def run(examples):
     )
 
 
-@run(10)
+@run(8)
 @given(statements)
 def test_enumeration_is_exact(block):
     check_exact(block)
 
 
-@run(5)
+@run(3)
 @given(statements)
 def test_score_functions_are_unbiased(block):
     check_unbiased(block, lambda _: ScoreFunction())
 
 
-@run(10)
+@run(6)
 @given(statements)
 def test_any_estimators_together_are_unbiased(block):
     check_unbiased(block)

@@ -23,7 +23,7 @@ from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.partition import combine, partition
 from ppl.transforms.plan import SitePlan, choose_elements, chosen_estimator, first_choice, make_plan
 from ppl.transforms.seed import Seed, random_inputs
-from ppl.transforms.stage import Staged, check_addresses, sites, stage
+from ppl.transforms.stage import Staged, check_addresses, sites, stage_objective
 from ppl.transforms.surrogate import Frame, run_steps
 
 LANES = "repetitions of the objective"
@@ -95,7 +95,7 @@ class Expectation(Algebra):
                 )
             return jnp.asarray(value)
 
-        staged = stage(one, *args, **kwargs)
+        staged = stage_objective(one, *args, **kwargs)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return staged
 
@@ -186,7 +186,7 @@ class Expectation(Algebra):
 
         Nonlinear functions of it do not; `check` finds them.
         """
-        staged = stage(self.function, *args, **kwargs)
+        staged = stage_objective(self.function, *args, **kwargs)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return note(run_staged(staged, _Nested())[0], EXPECTATION, self.__name__)  # type: ignore[attr-defined]
 

@@ -14,7 +14,7 @@ from jax.extend.core import primitives as jp
 
 from ppl import errors
 from ppl.estimators.protocol import unknown
-from ppl.lanes import inner_jaxprs, lanes_p, site_of
+from ppl.lanes import inner_jaxprs, lanes_p, loop_in_lanes, loops_first, site_of
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, SUBSAMPLE, Address, PlateAxis, Site, show, site_p
 
 
@@ -31,6 +31,22 @@ def stage(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Staged:
 
     Leaves of the result that are not arrays or numbers are kept as they are.
     """
+    if loops_first.value:
+        with loops_first(False):  # around the objective, and not around the programs in it
+            return _stage(function, args, kwargs)
+    return _stage(function, args, kwargs)
+
+
+def stage_objective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Staged:
+    """The same for a function whose sites nobody asks for in a trace: loops may stand around plates."""
+    staged = _stage(function, args, kwargs)
+    if loops_first.value or not loop_in_lanes(staged.jaxpr.jaxpr):
+        return staged
+    with loops_first(True):
+        return _stage(function, args, kwargs)
+
+
+def _stage(function: Callable[..., Any], args: Any, kwargs: Any) -> Staged:
     box: dict[str, Any] = {}
 
     def thunk() -> list[Any]:
@@ -193,4 +209,14 @@ def density_addresses(table: list[Located]) -> dict[Address, Located]:
     return {located.site.address: located for located in table if located.site.kind != "factor"}
 
 
-__all__ = ["OBSERVED", "Located", "Staged", "check_addresses", "density_addresses", "is_array", "sites", "stage"]
+__all__ = [
+    "OBSERVED",
+    "Located",
+    "Staged",
+    "check_addresses",
+    "density_addresses",
+    "is_array",
+    "sites",
+    "stage",
+    "stage_objective",
+]
