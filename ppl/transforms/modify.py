@@ -184,7 +184,8 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
     if verb == "detach":
         return site.replace(detached=True), leaves
     if verb == "with_estimators":
-        return site.replace(estimator=value, dtype=draw_dtype(value, site.dtype)), leaves
+        dtype = draw_dtype(value, site.dtype) if site.kind == SAMPLE else site.dtype
+        return site.replace(estimator=value, dtype=dtype), leaves
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None
     new = given if sliced else value
