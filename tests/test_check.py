@@ -20,7 +20,7 @@ import ppl
 import ppl.distributions as dist
 from benchmarks import posteriors
 from ppl import errors
-from ppl.estimators import Enumerate, Reparameterize, ScoreFunction
+from ppl.estimators import Enumerate, MeasureValued, Particle, Reparameterize, ScoreFunction
 from ppl.notes import note
 from tests.test_pathwise import HEAVY, MULTIVARIATE, SCALAR
 
@@ -374,6 +374,20 @@ def test_a_note_changes_nothing():
     np.testing.assert_array_equal(jax.vmap(marked)(jnp.stack([x, x])), [9.0, 9.0])
     assert "note" not in jax.jit(marked).lower(x).as_text()
     assert note({"a": 1, "b": jnp.arange(2)}, "kind", "reason")["a"] == 1
+
+
+class Pathwise(ScoreFunction):
+    """An estimator of the user's own, with a weight and a differentiable value."""
+
+    def particle(self, key, distribution):
+        value = distribution.sample(key)
+        return Particle(value, jnp.zeros_like(value))
+
+
+def test_weighted_values_may_move_too():
+    for estimator, alarms in ((Pathwise(), ["x"]), (ScoreFunction(), []), (MeasureValued(), [])):
+        step = findings(lambda m, e=estimator: jnp.where(ppl.sample("x", dist.Normal(m, 1.0), estimator=e) > 0, 1.0, 0.0), 0.3)
+        assert [f.address for f in step] == alarms
 
 
 class Biased(Reparameterize):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.extend.core import primitives as jp
 
+from ppl.densities import elementwise
 from ppl.lanes import lanes_p, site_of
 from ppl.site import Site, Where, restore, site_p
 from ppl.transforms.graph import Graph, Node, graph_of
@@ -233,6 +234,22 @@ def _site(graph: Graph, node: Node, ins: Sequence[Reach], scope: Scope, counts: 
     drawn = site.distribution_name not in ("", "Delta") and np.issubdtype(site.dtype, np.floating)
     draws = parents.draws | ({site_id} if drawn else frozenset())
     return [_of_kind(graph.avals[node.outs[0]], Reach(parents.moves and trait == PATHWISE, draws, parents.jumps))]
+
+
+def value_moves(estimator: Any, site: Site, shapes: Sequence[Any]) -> bool:
+    """Whether the values of an estimator are differentiable functions of the parameters, whatever weights they have."""
+
+    def values(leaves: Any, key: Any) -> Any:
+        return estimator.particle(key, elementwise(restore(site, leaves).distribution))[0]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(values)(list(shapes), key)
+    graph = graph_of(traced.jaxpr, traced.consts)
+    moving = {number for number in graph.ins if getattr(graph.avals[number].dtype, "kind", "?") in "fV"}
+    for node in graph.nodes:
+        if node.eqn.primitive.name != "stop_gradient" and not moving.isdisjoint(node.ins):
+            moving.update(n for n in node.outs if getattr(graph.avals[n].dtype, "kind", "?") in "fV")
+    return not moving.isdisjoint(graph.outs)
 
 
 def parameters_of(site: Site) -> list[int]:
