@@ -28,7 +28,8 @@ from ppl.transforms.probe import continuous, jumps
 class Jump:
     """An operation whose result is discontinuous, at places that depend on the draws of `sites`.
 
-    `certain` is False where it could not be told whether what is made of it is continuous.
+    `certain` is False where it could not be told whether what is made of it is continuous, and `tried` is True after a first
+    value was found that is not.
     """
 
     operation: str
@@ -38,6 +39,7 @@ class Jump:
     switch: int = -1
     at: tuple[int, ...] = ()
     certain: bool = True
+    tried: bool = False
 
 
 class Reach(NamedTuple):
@@ -206,20 +208,22 @@ def _settle(
     if not reach.jumps or kind not in "fV":
         return reach
     kept = set()
+    healed: dict[Jump, bool | None] = {}
     for jump in reach.jumps:
-        if number == jump.switch or (only is not None and jump not in only):
+        plain = dataclasses.replace(jump, tried=False)
+        candidate = last or (plain in only if only is not None else not jump.tried)
+        if not candidate or (number == jump.switch and not last):
             kept.add(jump)
-            continue
-        if jump.graph is not graph:  # inside of a loop, or confirmed
+        elif jump.graph is not graph:  # inside of a loop, or confirmed
             decide = last and scope.outermost and jump.graph is not None
             certain = jump.certain and (not decide or bool(jumps(graph, number, dict(scope.inputs))))
             kept.add(dataclasses.replace(jump, certain=certain))
-            continue
-        found = continuous(graph, jump.switch, number, jump.at, dict(scope.inputs))
-        if found is None and last:
-            kept.add(dataclasses.replace(jump, certain=False))
-        elif not found:
-            kept.add(jump)
+        else:
+            if plain not in healed:
+                healed[plain] = continuous(graph, jump.switch, number, jump.at, dict(scope.inputs))
+            if not healed[plain]:
+                certain = jump.certain and not (last and healed[plain] is None)
+                kept.add(dataclasses.replace(jump, tried=True, certain=certain))
     return reach._replace(jumps=frozenset(kept))
 
 
