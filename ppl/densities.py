@@ -47,6 +47,15 @@ def takes_noise(site: Site) -> bool:
 
 def draw(site: Site, leaves: Sequence[Any], key: Any) -> Any:
     """One draw for every lane of the site, `site.full_shape`; a pure function of the key and the lane's index."""
+    return as_drawn(site, _draw(site, leaves, key))
+
+
+def as_drawn(site: Site, value: Any) -> Any:
+    """A value in the dtype of the site, which a relaxation makes a floating-point one."""
+    return value if value.dtype == site.dtype else value.astype(site.dtype)
+
+
+def _draw(site: Site, leaves: Sequence[Any], key: Any) -> Any:
     if not site.plates:
         return sample(restore(site, leaves).distribution, key)
     batched = batched_distribution(site, leaves)

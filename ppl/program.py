@@ -15,6 +15,7 @@ from ppl import errors
 from ppl.address import flatten, parse
 from ppl.choice import require_estimator
 from ppl.distributions import corrected
+from ppl.estimators.protocol import draw_dtype
 from ppl.masks import broadcast, plain
 from ppl.site import (
     DETERMINISTIC,
@@ -236,7 +237,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         kind=SAMPLE,
         tree=tree,
         shape=tuple(distribution.shape()),
-        dtype=_draw_dtype(distribution),
+        dtype=draw_dtype(estimator, _draw_dtype(distribution)),
         support=support,
         where=where,
         distribution_name=_distribution_name(distribution),

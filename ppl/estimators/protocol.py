@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from ppl.site import Site
@@ -94,6 +95,12 @@ def specialized(estimator: Estimator, distribution: Any) -> Estimator:
     """The estimator for a site with this distribution."""
     specialize = getattr(estimator, "specialize", None)
     return estimator if specialize is None else specialize(distribution)
+
+
+def draw_dtype(estimator: Any, dtype: Any) -> Any:
+    """The dtype of what an estimator draws in place of a distribution's draw: relaxations draw floating-point numbers."""
+    relaxes = getattr(estimator, "relaxes", False) and not jnp.issubdtype(dtype, jnp.inexact)
+    return jnp.dtype(jnp.result_type(float)) if relaxes else dtype
 
 
 def unknown(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -6,13 +6,12 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
-from numpyro.distributions import constraints
 
 from ppl import errors
 from ppl.site import SAMPLE, Address, Site, describe_support, show
+from ppl.supports import base, interval
 from ppl.transforms.modify import Program, prepare
 from ppl.transforms.stage import Located, density_addresses
 
@@ -21,9 +20,9 @@ def contains(model: Site, family: Site) -> bool | None:
     """Whether the model's support holds all that the family draws; None where it cannot be told."""
     if family.distribution_name == "Delta" or model.support is None or family.support is None:
         return None
-    outer, inner = bounds(model.support), bounds(family.support)
+    outer, inner = interval(model.support), interval(family.support)
     if outer is None or inner is None:
-        same = type(_base(model.support)) is type(_base(family.support))
+        same = type(base(model.support)) is type(base(family.support))
         return True if same else None
     discrete_outer, low_outer, high_outer = outer
     discrete_inner, low_inner, high_inner = inner
@@ -35,26 +34,6 @@ def contains(model: Site, family: Site) -> bool | None:
 def fits(model: Located, family: Located) -> bool:
     """Whether a value that the family draws is one that the model can score."""
     return not _problem(model, family)
-
-
-def _base(support: Any) -> Any:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
-def bounds(support: Any) -> tuple[bool, Any, Any] | None:
-    """A support as (discrete, low, high), where it is one interval for each element."""
-    support = _base(support)
-    discrete = bool(getattr(support, "is_discrete", False))
-    if isinstance(support, type(constraints.real)):
-        return False, -np.inf, np.inf
-    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    if support is constraints.boolean or isinstance(support, type(constraints.boolean)):
-        return True, 0, 1
-    if low is None and high is None:
-        return None
-    return discrete, -np.inf if low is None else np.asarray(low), np.inf if high is None else np.asarray(high)
 
 
 def latents(program: Program) -> dict[Address, Located]:

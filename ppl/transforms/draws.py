@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl import errors
-from ppl.densities import batched_distribution, draw, elementwise, per_lane
+from ppl.densities import as_drawn, batched_distribution, draw, elementwise, per_lane
 from ppl.estimators import Branches, Learned, Particle
 from ppl.estimators.protocol import PRODUCT, SINGLE
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, lanes, restore
@@ -55,7 +55,7 @@ def sole_value(site: Site, leaves: Sequence[Any], key: Any, estimator: Any) -> A
         return draw(site, leaves, key)
     if site.detached:
         return jax.lax.stop_gradient(draw(site, leaves, key))
-    return _drawn(site, estimator, leaves, key).value
+    return as_drawn(site, _drawn(site, estimator, leaves, key).value)
 
 
 def _drawn(site: Site, estimator: Any, leaves: Sequence[Any], key: Any) -> Any:
@@ -82,7 +82,7 @@ def _particle(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Particle:
             f"{type(plan.estimator).__name__} has coupling 'single' and gave {type(particle).__name__} at {plan.site.name!r}; "
             f"it must give a Particle.\n  {plan.site.where}"
         )
-    return particle
+    return particle._replace(value=as_drawn(plan.site, particle.value))
 
 
 def _baseline(plan: SitePlan, leaves: Sequence[Any]) -> Any:
@@ -112,6 +112,7 @@ def _branches(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Branches:
             f"{plan.site.name!r}; it must give Branches.\n  {plan.site.where}"
         )
     site = plan.site
+    found = found._replace(values=as_drawn(site, found.values))
     if site.plates and batched_distribution(site, leaves) is None:  # the lanes stand in front of the branches
         n = len(site.plates)
         found = Branches(jnp.moveaxis(found.values, n, 0), jnp.moveaxis(found.weights, n, 0))

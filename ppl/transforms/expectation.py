@@ -14,6 +14,7 @@ from ppl import errors
 from ppl.estimators import Reparameterize
 from ppl.notes import EXPECTATION, note
 from ppl.site import SAMPLE, Site, rebind
+from ppl.transforms.algebra import Algebra
 from ppl.transforms.baselines import Outcome, State, check_state, initial_state, next_state, outcome
 from ppl.transforms.check import Report, check
 from ppl.transforms.draws import sole_value
@@ -39,11 +40,11 @@ class Draw(Seed):
 
 
 def _takes_noise(plan: SitePlan | None) -> bool:
-    return plan is not None and (plan.site.detached or isinstance(plan.estimator, Reparameterize))
+    return plan is not None and (plan.site.detached or (isinstance(plan.estimator, Reparameterize) and not plan.weighted))
 
 
-class Expectation:
-    """The expected value of a function that draws samples. See `expectation`."""
+class Expectation(Algebra):
+    """The expected value of a function that draws samples. See `expectation`, and `Algebra` for what can be made of them."""
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function

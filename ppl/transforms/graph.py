@@ -39,7 +39,7 @@ class Graph:
 
 
 def graph_of(jaxpr: Jaxpr, consts: Sequence[Any], where: Where | None = None, moving: Collection[int] = ()) -> Graph:
-    """Flatten a jaxpr. `where` is the place of what has none of its own. The constants `moving` are taken for arguments."""
+    """Flatten a jaxpr. `where` is the place of what has none of its own; the constants `moving` count as first arguments."""
     graph = Graph()
     env: dict[Any, int] = {}
     for var in [*(jaxpr.constvars[i] for i in moving), *jaxpr.invars]:

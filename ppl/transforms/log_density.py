@@ -105,7 +105,7 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
     return {
         address: check_value(
             value,
-            sites[address].site,
+            _relaxed_like(sites[address].site, origins[address]),
             sites[address].shape,
             observed=False,
             mask=mask_of(sites[address].site, prepared.modifications),
@@ -113,3 +113,10 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
         for address, value in given.items()
         if address in accepted and sites[address].site.kind in (SAMPLE, SUBSAMPLE)
     }
+
+
+def _relaxed_like(site: Site, drawn: Located | None) -> Site:
+    """The site, which takes the floating-point values that a relaxation of an integer site draws."""
+    if drawn is None or not getattr(drawn.site.estimator, "relaxes", False):
+        return site
+    return site.replace(dtype=drawn.site.dtype)

@@ -18,6 +18,7 @@ import numpy as np
 from ppl import errors
 from ppl.address import covers, suggest
 from ppl.choice import chosen_for
+from ppl.estimators.protocol import draw_dtype
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show, split_estimator
 from ppl.transforms.interpret import Inputs, Rule
 from ppl.transforms.stage import Located, Staged, check_addresses, density_addresses, sites, stage
@@ -56,6 +57,18 @@ class Modification:
             return {"condition": OBSERVED, "intervene": DETERMINISTIC}.get(self.verb, kind)
         return kind
 
+    def site(self, located: Located) -> Site:
+        """The static part of a site after the modification, as far as values and families are checked against it."""
+        site = located.site.replace(kind=self.kind(located, located.site.kind))
+        if self.verb != "with_estimators" or site.kind != SAMPLE:
+            return site
+        prefix = max((p for p in self.values if covers(p, site.address)), key=len, default=None)
+        choice = None if prefix is None else self.values[prefix]
+        estimator = chosen_for(site, choice)
+        if estimator is None:
+            return site
+        return site.replace(estimator=split_estimator(estimator)[0], dtype=draw_dtype(estimator, site.dtype))
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -81,9 +94,7 @@ def prepare(program: Program) -> Prepared:
     values: dict[str, dict[Address, Any]] = {}
     for number, modification in enumerate(program.modifications):
         values[_role(number)] = _check(modification, table, program.modifications)
-        table = [
-            dataclasses.replace(item, site=item.site.replace(kind=modification.kind(item, item.site.kind))) for item in table
-        ]
+        table = [dataclasses.replace(item, site=modification.site(item)) for item in table]
     return Prepared(staged, table, program.modifications, values)
 
 
@@ -184,7 +195,8 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
         if found is None and value is not None:
             return site, leaves
         static, arrays = split_estimator(found)
-        return _with(site.replace(estimator=static), leaves, "estimator", arrays, sliced=False)
+        site = site.replace(estimator=static, dtype=draw_dtype(found, site.dtype))
+        return _with(site, leaves, "estimator", arrays, sliced=False)
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None
     new = given if sliced else value

@@ -186,7 +186,9 @@ def _shared(one: SitePlan, other: SitePlan) -> SitePlan:
     if alike and one.estimator == other.estimator and len(counts) == 1:
         return one
     if alike and NAMED not in (one.why, other.why):
-        return dataclasses.replace(one, estimator=[_score(p.located) for p in pair][0], why="it serves both branches of a cond")
+        return dataclasses.replace(
+            one, estimator=next(_score(p.located) for p in pair), why="it serves both branches of a cond"
+        )
     raise errors.EstimatorError(
         f"{one.site.name!r} ~ {one.site.distribution_name} and {other.site.name!r} ~ {other.site.distribution_name} share an "
         f"address in two branches of a cond, and no estimator.\n  first:  {one.site.where}\n  second: {other.site.where}\n"
@@ -406,7 +408,7 @@ def _entangled(plan: Plan) -> _Conflict | None:
             return _Conflict(
                 [site_id],
                 f"the elements of {p.site.name!r} are coupled along a loop and within a step too.\n  {p.site.where}\n"
-                "Join them to one Categorical variable of all their combinations, or use LocalExpectation() or ScoreFunction().",
+                "Join them to one Categorical variable of all combinations, or use LocalExpectation() or ScoreFunction().",
             )
     return None
 

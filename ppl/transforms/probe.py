@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ppl.site import site_p
-from ppl.transforms.compare import bounds
+from ppl.supports import interval
 from ppl.transforms.graph import Graph, Node
 from ppl.transforms.numeric import ELEMENTWISE, EXACT, Random, Unknown, array, evaluate
 
@@ -271,7 +271,7 @@ def _inside(support: Any, x: Any, collapsed: bool) -> Any:
             return 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
         exp = np.exp(x - x.max(-1, keepdims=True))
         return exp / exp.sum(-1, keepdims=True)
-    found = bounds(support)
+    found = interval(support)
     if found is None:
         return x
     _, low, high = found
