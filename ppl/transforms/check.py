@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors, estimators
@@ -132,7 +133,7 @@ def _trait(plan: SitePlan) -> str:
         return PATHWISE
     if not np.issubdtype(site.dtype, np.floating):
         return STOPPED
-    shapes = [jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype) for x in located.operands]
+    shapes = [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in located.operands]
     return PATHWISE if value_moves(plan.estimator, site, shapes) else STOPPED
 
 

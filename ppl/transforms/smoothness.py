@@ -258,8 +258,8 @@ def value_moves(estimator: Any, site: Site, shapes: Sequence[Any]) -> bool:
 
 def parameters_of(site: Site) -> list[int]:
     """Which operands of a site decide on its value."""
-    operands = restore(site, list(range(site.tree.num_leaves)))
-    return jax.tree.leaves((operands.distribution, operands.value))
+    operands = restore(site, list(range(1, site.tree.num_leaves + 1)))  # positive, as an estimator may ask
+    return [number - 1 for number in jax.tree.leaves((operands.distribution, operands.value))]
 
 
 def _inner(closed: Any, node: Node, counts: dict[Any, int], scope: Scope) -> Callable[[Sequence[Reach]], list[Reach]]:
