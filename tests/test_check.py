@@ -20,7 +20,7 @@ import ppl
 import ppl.distributions as dist
 from benchmarks import posteriors
 from ppl import errors
-from ppl.estimators import Enumerate, Reparameterize, ScoreFunction
+from ppl.estimators import Enumerate, MeasureValued, Particle, Reparameterize, ScoreFunction
 from ppl.notes import note
 from tests.test_pathwise import HEAVY, MULTIVARIATE, SCALAR
 
@@ -70,6 +70,7 @@ DISCONTINUOUS = {
     "integers": lambda m: normal(m).astype(int) * 1.0,
     "index": lambda m: jnp.arange(5.0)[jnp.clip(normal(m).astype(int), 0, 4)],
     "searchsorted": lambda m: jnp.searchsorted(jnp.arange(4.0), normal(m)).astype(float),
+    "one of many integers": lambda m: of(jnp.floor(normal(m)), lambda k: jnp.where(jnp.sum(k * jnp.ones(2)) > 3.0, 1.0, 0.0)),
     "cond": lambda m: of(normal(m), lambda x: jax.lax.cond(x > 0, lambda: x + 1.0, lambda: x)),
     "cond over sites": lambda m: jax.lax.cond(normal(m) > 0, lambda: normal(m, "y"), lambda: 0.0),
     "switch": lambda m: jax.lax.switch(normal(m).astype(int), [lambda: 0.0, lambda: 1.0, lambda: 3.0]),
@@ -128,6 +129,7 @@ CONTINUOUS = {
     "top_k": lambda m: jax.lax.top_k(normal(m, shape=(3,)), 1)[0][0],
     "interp": lambda m: jnp.interp(normal(m), jnp.arange(4.0), jnp.array([0.0, 1.0, 0.0, 2.0])),
     "distance to the nearest integer": lambda m: of(normal(m), lambda x: jnp.abs(x - jnp.round(x))),
+    "always rounded to zero": lambda m: of(normal(m), lambda x: jnp.floor(0.5 * jnp.abs(x - jnp.round(x)) + 0.1)),
     "periodic": lambda m: jnp.cos(2 * jnp.pi * (normal(m) % 1.0)),
     "cond": lambda m: of(normal(m), lambda x: jax.lax.cond(x > 0, lambda: x, lambda: 0.1 * x)),
     "vmap of cond": lambda m: jax.vmap(lambda x: jax.lax.cond(x > 0, lambda: x, lambda: 0.1 * x))(normal(m, shape=(3,))).sum(),
@@ -374,6 +376,20 @@ def test_a_note_changes_nothing():
     np.testing.assert_array_equal(jax.vmap(marked)(jnp.stack([x, x])), [9.0, 9.0])
     assert "note" not in jax.jit(marked).lower(x).as_text()
     assert note({"a": 1, "b": jnp.arange(2)}, "kind", "reason")["a"] == 1
+
+
+class Pathwise(ScoreFunction):
+    """An estimator of the user's own, with a weight and a differentiable value."""
+
+    def particle(self, key, distribution):
+        value = distribution.sample(key)
+        return Particle(value, jnp.zeros_like(value))
+
+
+def test_weighted_values_may_move_too():
+    for estimator, alarms in ((Pathwise(), ["x"]), (ScoreFunction(), []), (MeasureValued(), [])):
+        step = findings(lambda m, e=estimator: jnp.where(ppl.sample("x", dist.Normal(m, 1.0), estimator=e) > 0, 1.0, 0.0), 0.3)
+        assert [f.address for f in step] == alarms
 
 
 class Biased(Reparameterize):
