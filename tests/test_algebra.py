@@ -215,3 +215,9 @@ def test_what_has_no_unbiased_estimate_is_refused():
     with pytest.raises(errors.ObjectiveError, match="terms"):
         e.exp(terms=0)
     assert repr(e * e - 2.0) == "expectation((payoff * payoff + -2))"
+
+
+def test_operands_whose_sites_are_elsewhere_are_named():
+    e, f = coin(None), normal(None)
+    assert (e + f).operands == ()
+    assert (2.0 * (e * f) - f.exp() / 3.0 + e).operands == (e, f)
