@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators
+from ppl import distributions, errors, estimators, objectives
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
@@ -32,6 +32,7 @@ __all__ = [
     "log_density",
     "maximize",
     "minimize",
+    "objectives",
     "plate",
     "program",
     "render",
