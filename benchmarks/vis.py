@@ -1,10 +1,10 @@
 """The mixture toy of Li et al. (2024): what chi-square variational importance sampling gains over the ELBO.
 
-z is drawn from four Gaussians with means -8, -2, 2, 8 and weights .15, .15, .35, .35, and x ~ Bernoulli(logits=z) is observed, 1,000
-times. Means and one weight parameter of the prior are learnt, from (-9, -1, 1, 9) and .5, with a family that has one Gaussian for
-each value of x, from means (-9, 9) and scale 1: 200 epochs of 10 batches, 5,000 particles, Adam at 2e-3. These settings are those
-of the paper's code. Reported is, for 1,000 test points with their true z, the mean of log p(x, z) (complete data) and of log q(z | x)
-(hidden).
+z is drawn from four Gaussians with means -8, -2, 2, 8 and weights .15, .15, .35, .35, and x ~ Bernoulli(logits=z) is observed,
+1,000 times. Means and one weight parameter of the prior are learnt, from (-9, -1, 1, 9) and .5, with a family that has one
+Gaussian for each value of x, from means (-9, 9) and scale 1: 200 epochs of 10 batches, 5,000 particles, Adam at 2e-3. These
+settings are those of the paper's code. Reported is, for 1,000 test points with their true z, the mean of log p(x, z)
+(complete data) and of log q(z | x) (hidden).
 
 One thing differs: data with the same x share their particles, since their objectives are the same. The expected gradient is the
 paper's, the noise is that of 5,000 particles for each x instead of for each datum.

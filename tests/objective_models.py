@@ -1,7 +1,7 @@
 """Two small models with exact expectations, for the tests of objectives: one is enumerated, the other integrated on a grid.
 
-Parameters are one vector: the model's first, then the family's. Each model comes with the programs and with the exact expectation
-of any function of the log weights `(tuples, particles)` of independent particles.
+Parameters are one vector: the model's first, then the family's. Each model comes with the programs and with the exact
+expectation of any function of the log weights `(tuples, particles)` of independent particles.
 """
 
 import itertools

@@ -34,10 +34,10 @@ def chi_square(model: Bound, family: Bound, log_evidence: Any = 0.0) -> Any:
 
 
 def cubo(model: Bound, family: Bound, particles: int, power: float = 2.0) -> Any:
-    """`log(mean_k w_k^power) / power`, the chi upper bound for power >= 1 (Dieng et al. 2017, equation 2). In nats.
+    """`log(mean_k w_k^power) / power`, the chi upper bound for power >= 1 (Dieng et al. 2017, section 2.1). In nats.
 
-    `log E_q[w^power] / power` lies above the log evidence. This estimate of it is too low by O(1 / particles), and with one particle
-    it is the ELBO: only with enough of them is it an upper bound. Without bias: `chi_square`.
+    `log E_q[w^power] / power` lies above the log evidence. This estimate of it is too low by O(1 / particles), and with one
+    particle it is the ELBO: only with enough of them is it an upper bound. Without bias: `chi_square`.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

@@ -14,10 +14,10 @@ from ppl.transforms.simulate import simulate
 
 
 def dreg(model: Bound, family: Bound, particles: int) -> Any:
-    """`iwae` with the gradient `sum_k w~_k^2 d_z log w_k d_phi z_k` in the family (Tucker et al. 2019, equation 8). In nats.
+    """`iwae` with the gradient `sum_k w~_k^2 d_z log w_k d_phi z_k` in the family (Tucker et al. 2019, section 3). In nats.
 
-    `w~` are the normalized weights; the gradient in the model is the usual `sum_k w~_k d_theta log p(x, z_k)`. Both are unbiased
-    for those of `iwae`, and the signal-to-noise ratio in the family grows with particles.
+    `w~` are the normalized weights; the gradient in the model is the usual `sum_k w~_k d_theta log p(x, z_k)`. Both are
+    unbiased for those of `iwae`, and the signal-to-noise ratio in the family grows with particles.
 
     Raises:
         EstimatorError: a site of the family is not reparameterized (there the formula is biased), or its density is not that

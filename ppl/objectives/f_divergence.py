@@ -13,8 +13,8 @@ def f_divergence(model: Bound, family: Bound, f: Callable[[Any], Any], log_evide
     """`E_q[f(log w)]`, `w = p(x, z) / (q(z) e^log_evidence)`, from one draw: unbiased (Csiszar 1967; Wan et al. 2020).
 
     `f` is a function of the *log* ratio: `lambda l: -l` for `KL(q || p)`, `lambda l: exp(l) * l` for `KL(p || q)`, `lambda l:
-    exp(2 * l) - 1` for chi-square, `lambda l: abs(exp(l) - 1) / 2` for total variation. It is a divergence of the posterior where
-    the log evidence is given; without it, one of unnormalized measures.
+    exp(2 * l) - 1` for chi-square, `lambda l: abs(exp(l) - 1) / 2` for total variation. It is a divergence of the posterior
+    where the log evidence is given; without it, one of unnormalized measures.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl, ppl.distributions as dist

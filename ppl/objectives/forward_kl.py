@@ -14,10 +14,10 @@ from ppl.transforms.simulate import simulate
 
 
 def forward_kl(model: Bound, family: Bound, particles: int) -> Any:
-    """`KL(posterior || q)`, with the gradient `-sum_k w~_k d log q(z_k)` (Bornschein and Bengio 2015). In nats, to be minimized.
+    """`KL(posterior || q)`, with the gradient `-sum_k w~_k d log q(z_k)` (Bornschein and Bengio 2015). In nats; minimize it.
 
-    Draws are from the family, with normalized weights `w~`: value and gradient are consistent, with a bias of order 1 / particles.
-    No gradient reaches the model.
+    Draws are from the family, with normalized weights `w~`: value and gradient are consistent, with a bias of order
+    1 / particles. No gradient reaches the model.
 
     Raises:
         EstimatorError: the log density of the family is not that of its draws.

@@ -24,8 +24,8 @@ def gaussian_kernel(x: Any, y: Any) -> Any:
 def mmd(one: Bound, other: Bound, particles: int, kernel: Callable[[Any, Any], Any] = gaussian_kernel) -> Any:
     """The squared maximum mean discrepancy between two programs' draws (Gretton et al. 2012, equation 3): unbiased.
 
-    Both draw `particles` traces of one structure; `kernel` takes two of them. It is zero in expectation where the programs agree,
-    and single estimates may be negative.
+    Both draw `particles` traces of one structure; `kernel` takes two of them. It is zero in expectation where the programs
+    agree, and single estimates may be negative.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -51,9 +51,9 @@ def mmd(one: Bound, other: Bound, particles: int, kernel: Callable[[Any, Any], A
 
 
 def infovae(model: Bound, family: Bound, aggregate: Bound, prior: Bound, particles: int, alpha: float, lam: float) -> Any:
-    """`E_q[log p(x | z)] - (1 - alpha) KL(q(z | x) || p(z)) - (alpha + lam - 1) MMD(q(z), p(z))` (Zhao et al. 2019, equation 6).
+    """`E_q[log p(x | z)] - (1 - alpha) KL(q(z | x) || p(z)) - (alpha + lam - 1) MMD(q(z), p(z))`. In nats, but for the MMD.
 
-    In nats, but for the discrepancy.
+    Zhao et al. 2019, equation 6.
 
     Args:
         model: conditioned on its data.

@@ -11,8 +11,8 @@ from ppl.program import Bound
 def iwae(model: Bound, family: Bound, particles: int) -> Any:
     """`E[log mean_k w_k]`, `w = p(x, z) / q(z)` (Burda et al. 2016, equation 8). In nats.
 
-    Between the ELBO (one particle) and the log evidence, and higher with every particle. The gradient in the family gets noisier
-    with particles (Rainforth et al. 2018): see `dreg` and `vimco`.
+    Between the ELBO (one particle) and the log evidence, and higher with every particle. The gradient in the family has more
+    noise for its size with more particles (Rainforth et al. 2018): see `dreg` and `vimco`.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

@@ -13,11 +13,12 @@ from ppl.transforms.simulate import simulate
 
 
 def log_variance(model: Bound, family: Bound, particles: int) -> Any:
-    """`Var_r[log p(x, z) - log q(z)]`, r the family held constant (Richter et al. 2020; Richter and Berner 2024, equation 13).
+    """`Var_r[log p(x, z) - log q(z)]`, r the family held constant (Richter et al. 2020; Richter and Berner 2024).
 
     In squared nats, to be minimized: zero where the family is the posterior, whatever the evidence. Value and gradient are
-    unbiased for the variance under draws from *constant* r. Half the gradient is minus the leave-one-out score-function gradient of
-    the ELBO, draw by draw (Richter et al. 2020, proposition 1), so that this trains any family, by no estimator of its own.
+    unbiased for the variance under draws from *constant* r, and no derivative of `Var_q`. Half the gradient is minus the
+    leave-one-out score-function gradient of the ELBO, draw by draw (Richter et al. 2020, proposition 1), so that this trains
+    any family, by no estimator of its own.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

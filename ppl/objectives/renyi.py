@@ -11,12 +11,12 @@ from ppl.program import Bound
 
 
 def renyi(model: Bound, family: Bound, alpha: float, particles: int) -> Any:
-    """`log(mean_k w_k^(1 - alpha)) / (1 - alpha)` (Li and Turner 2016, equations 5 and 9). In nats.
+    """`log(mean_k w_k^(1 - alpha)) / (1 - alpha)` (Li and Turner 2016, sections 3 and 4.1). In nats.
 
     The mean stands inside a logarithm, so this is a consistent estimate of `log E_q[w^(1-alpha)] / (1 - alpha)` with a bias of
     order 1 / particles: too low for alpha < 1, too high for alpha > 1 (their theorem 2). Value and gradient are unbiased for
-    the bound with this number of particles. That is a lower bound on the log evidence for every alpha >= 0 with one particle, and
-    for 0 <= alpha <= 1 with any. The limit `alpha=1` is the ELBO, `alpha=0` is `iwae`, `alpha=-1` is `cubo`.
+    the expectation with this number of particles, which is a lower bound on the log evidence for alpha >= 0. `alpha=1` is the
+    ELBO, `alpha=0` is `iwae`, `alpha=-1` is `cubo`.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

@@ -23,9 +23,9 @@ class Sandwich(NamedTuple):
 def sandwich(model: Bound, family: Bound, particles: int) -> Sandwich:
     """Bounds of the log evidence from both sides (Dieng et al. 2017, section 2.2; Grosse et al. 2015). In nats.
 
-    With weights `w`, normalized `w~`: `mean log w`, `log mean w`, `sum w~ log w`, `log(mean w^2) / 2`. The first two are lower bounds
-    with any number of particles. The other two estimate upper bounds and are too low by O(1 / particles): a family whose weights
-    have heavy tails can make them lie. Any weighted sum of them is an objective.
+    With weights `w`, normalized `w~`: `mean log w`, `log mean w`, `sum w~ log w`, `log(mean w^2) / 2`. The first two are lower
+    bounds with any number of particles. The other two estimate upper bounds and are too low by O(1 / particles): a family
+    whose weights have heavy tails can make them lie. Any weighted sum of them is an objective.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

@@ -10,7 +10,7 @@ from ppl.transforms.simulate import simulate
 
 
 def sticking_the_landing(model: Bound, family: Bound) -> Any:
-    """The ELBO with `log q` differentiated through the draw alone (Roeder et al. 2017, equation 9). In nats.
+    """The ELBO with `log q` differentiated through the draw alone (Roeder et al. 2017, section 3). In nats.
 
     What is left out, `E_q[d log q]`, is zero for any estimator: unbiased for discrete sites too. The variance of the gradient
     falls to zero as the family approaches the posterior where sites are reparameterized.

@@ -16,10 +16,10 @@ from ppl.transforms.simulate import simulate
 def tail_adaptive(model: Bound, family: Bound, particles: int, beta: float = -1.0) -> Any:
     """Descend an f-divergence that adapts to the tail of the weights (Wang et al. 2018, algorithm 1). To be maximized.
 
-    The gradient is `sum_k g_k d_z log w_k d_phi z_k`, `g_k` proportional to `F(w_k)^beta`, F(w_k) the share of particles whose weight is
-    at least as large: only the order of the weights matters, and it is stable however heavy their tail is. The value is
-    `sum_k g_k log w_k`, in nats: no bound, and not comparable between runs. There is no fixed objective behind it, the direction
-    is a consistent one. No gradient reaches the model.
+    The gradient is `sum_k g_k d_z log w_k d_phi z_k`, `g_k` proportional to `F(w_k)^beta`, F(w_k) the share of particles whose
+    weight is at least as large: only the order of the weights matters, and it is stable however heavy their tail is. The
+    value is `sum_k g_k log w_k`, in nats: no bound, and not comparable between runs. There is no fixed objective behind it:
+    the divergence changes with the family. No gradient reaches the model.
 
     Raises:
         EstimatorError: a site of the family is not reparameterized, or its density is not that of its draws.

@@ -14,7 +14,7 @@ from ppl.transforms.simulate import simulate
 
 
 def vimco(model: Bound, family: Bound, particles: int) -> Any:
-    """`iwae` with the gradient `sum_k (L - L_k) d log q(z_k) + w~_k d log w_k` (Mnih and Rezende 2016, equations 8-10). In nats.
+    """`iwae` with the gradient `sum_k (L - L_k) d log q(z_k) + w~_k d log w_k` (Mnih and Rezende 2016). In nats.
 
     `L` is the bound and `L_k` the same with particle k's weight replaced by the geometric mean of the others'. Unbiased for any
     family that has a density; the family's own estimators are not used.

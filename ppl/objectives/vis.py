@@ -18,7 +18,7 @@ from ppl.transforms.simulate import simulate
 
 
 def vis_model(model: Bound, family: Bound, particles: int) -> Any:
-    """`log mean_k w_k` with draws and densities of the family held constant (their equation 3): to be ascended, in nats.
+    """`log mean_k w_k` with draws and densities of the family held constant: to be ascended, in nats.
 
     The gradient in the model is `sum_k w~_k grad log p(x, z_k)`, unbiased for that of `iwae` with this number of particles.
 
@@ -41,10 +41,10 @@ def vis_model(model: Bound, family: Bound, particles: int) -> Any:
 
 
 def vis_family(model: Bound, family: Bound, particles: int) -> Any:
-    """`log mean_k w_k^2` with the gradient `-sum_k softmax(2 log w)_k grad log q(z_k)` (their equation 10): to be descended.
+    """`log mean_k w_k^2` with the gradient `-sum_k softmax(2 log w)_k grad log q(z_k)`: to be descended, in nats.
 
-    For any family. An estimate of `log E_q[w^2]`, in nats: value and gradient are consistent, with a bias of order 1 / particles
-    (`chi_square` has none).
+    For any family. Value and gradient are consistent for those of `log E_q[w^2]`, with a bias of order 1 / particles
+    (`chi_square` has none). This is the score-function gradient of their section 3.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

@@ -21,7 +21,7 @@ from ppl.transforms.simulate import simulate
 
 
 def wake_theta(model: Bound, family: Bound, particles: int = 1) -> Any:
-    """`log mean_k w_k` with the family held constant: to be ascended in the model (Bornschein and Bengio 2015, equation 4). In nats.
+    """`log mean_k w_k` with the family held constant: to be ascended in the model, in nats. The wake-phase update of p.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -37,7 +37,7 @@ def wake_theta(model: Bound, family: Bound, particles: int = 1) -> Any:
 
 
 def wake_phi(model: Bound, family: Bound, particles: int) -> Any:
-    """`sum_k w~_k log q(z_k)`, minus the forward cross-entropy: to be ascended in the family (same paper, equation 6). In nats.
+    """`sum_k w~_k log q(z_k)`, minus the forward cross-entropy: to be ascended in the family, in nats. The wake-phase update of q.
 
     Draws and normalized weights are constant: the gradient is consistent, with a bias of order 1 / particles.
 
@@ -66,7 +66,7 @@ def wake_phi(model: Bound, family: Bound, particles: int) -> Any:
 
 
 def sleep_phi(model: Bound, family: Callable[[dict[str, Any]], Bound], observed: Sequence[str]) -> Any:
-    """`E_p(x,z)[log q(z | x)]`: to be ascended in the family (Hinton et al. 1995). In nats, unbiased.
+    """`E_p(x,z)[log q(z | x)]`: to be ascended in the family, in nats; unbiased. The sleep-phase update of q.
 
     Args:
         model: a bound program that is *not* conditioned: it dreams data and latents.
