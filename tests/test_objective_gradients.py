@@ -225,7 +225,7 @@ def families(p):
         "substitute changes": normal().substitute(z=0.3),
         "scale changes": normal().scale(2.0),
         "mask changes": normal().mask(z=True),
-        "plate.* changes": plated(),
+        "a scale multiplies the density at 'z'": plated(),
     }
 
 

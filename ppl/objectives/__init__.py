@@ -13,7 +13,7 @@ apart, `surrogates.py` has the few lines that this takes.
 
 from ppl.objectives.chi_square import chi_square, cubo
 from ppl.objectives.dreg import dreg
-from ppl.objectives.elbo import beta_elbo, elbo, elbo_terms
+from ppl.objectives.elbo import beta_elbo, elbo, elbo_analytic, elbo_terms
 from ppl.objectives.f_divergence import f_divergence
 from ppl.objectives.forward_kl import eubo, forward_kl
 from ppl.objectives.infovae import infovae, mmd
@@ -36,6 +36,7 @@ __all__ = [
     "cubo",
     "dreg",
     "elbo",
+    "elbo_analytic",
     "elbo_terms",
     "eubo",
     "f_divergence",

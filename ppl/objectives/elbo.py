@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ppl.program import Bound
+from ppl.site import show
+from ppl.transforms.divergence import closed_form_divergences
 from ppl.transforms.shapes import trace_shapes
 from ppl.transforms.simulate import simulate
 
@@ -30,6 +32,32 @@ def elbo(model: Bound, family: Bound) -> Any:
     """
     trace, log_q = simulate(family)
     return model.log_density(trace) - log_q
+
+
+def elbo_analytic(model: Bound, family: Bound) -> Any:
+    """The ELBO with the divergences of single sites in closed form (Kingma and Welling 2014, equation 7). One draw, in nats.
+
+    `KL(q(z_i | parents) || p(z_i | parents))` stands in place of `log q - log p` at every site for which NumPyro has a formula and
+    for which both programs draw the parents first; the others are sampled as in `elbo`. Value and gradient are unbiased for
+    the same ELBO, usually with less variance. Near the posterior `sticking_the_landing` may have still less.
+
+    Example:
+        >>> import jax, ppl, ppl.distributions as dist
+        >>> model = ppl.program(lambda: ppl.sample("z", dist.Normal(0.0, 1.0)))
+        >>> @ppl.expectation
+        ... def objective(mean):
+        ...     family = ppl.program(lambda: ppl.sample("z", dist.Normal(mean, 1.0)))
+        ...     return ppl.objectives.elbo_analytic(model(), family())
+        >>> float(objective.estimate(jax.random.key(0), 2.0))  # -mean**2 / 2, without noise
+        -2.0
+    """
+    trace, log_q = simulate(family)
+    divergences = closed_form_divergences(family, model, trace)
+    if not divergences:
+        return model.log_density(trace) - log_q
+    counted = {show(address): False for address in divergences}
+    rest = model.mask(counted).log_density(trace) - family.mask(counted).log_density(trace)
+    return rest - sum(divergences.values())
 
 
 class Terms(NamedTuple):
@@ -90,4 +118,4 @@ def latents(model: Bound, value: Any) -> dict[str, Any]:
     return {address: value for address, row in trace_shapes(model).items() if row.kind == "sample"}
 
 
-__all__ = ["Terms", "beta_elbo", "elbo", "elbo_terms", "latents"]
+__all__ = ["Terms", "beta_elbo", "elbo", "elbo_analytic", "elbo_terms", "latents"]

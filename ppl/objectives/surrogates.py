@@ -12,14 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr
 
 from ppl import errors
-from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.notes import note
-from ppl.site import FACTOR, OBSERVED, SAMPLE, Site, restore
+from ppl.site import FACTOR, OBSERVED, SAMPLE, restore
 from ppl.transforms.influence import PATHWISE
 from ppl.transforms.modify import Program, prepare
+from ppl.transforms.stage import Located
 
 
 @jax.custom_jvp
@@ -100,7 +99,7 @@ def check_scores(family: Program, objective: str, *, weighted: bool = True, path
     """
     prepared = prepare(family)
     for located in prepared.table:
-        problem = _problem(located.site, weighted)
+        problem = _problem(located, weighted)
         if problem is not None:
             raise errors.EstimatorError(
                 f"{objective} needs a family whose log density is that of its draws and whose score has mean zero, and "
@@ -109,7 +108,6 @@ def check_scores(family: Program, objective: str, *, weighted: bool = True, path
             )
     refused = ("substitute", *(("scale", "mask") if weighted else ()), *(("detach",) if pathwise else ()))
     wrong = [modification.verb for modification in prepared.modifications if modification.verb in refused]
-    wrong += ["plate(size=...)"] if weighted and _subsampled(prepared.staged.jaxpr.jaxpr) else []
     if wrong:
         raise errors.EstimatorError(
             f"{objective} needs a family whose log density is that of its draws, and {wrong[0]} changes one alone. "
@@ -117,7 +115,8 @@ def check_scores(family: Program, objective: str, *, weighted: bool = True, path
         )
 
 
-def _problem(site: Site, weighted: bool) -> str | None:
+def _problem(located: Located, weighted: bool) -> str | None:
+    site = located.site
     operands = restore(site, [0.0] * site.tree.num_leaves)
     if site.kind in (OBSERVED, FACTOR):
         return f"its density has the {'observation' if site.kind == OBSERVED else 'factor'}"
@@ -125,23 +124,11 @@ def _problem(site: Site, weighted: bool) -> str | None:
         return "a value is substituted at"
     if site.moving_support:
         return "the support moves with the parameters at"
-    if weighted and operands.scale is not None:
+    if weighted and (operands.scale is not None or located.subsampled):
         return "a scale multiplies the density at"
     if weighted and operands.mask is not None:
         return "a mask covers"
     return None
-
-
-def _subsampled(jaxpr: Jaxpr) -> bool:
-    """Whether a plate with `size` scales costs."""
-    for eqn in jaxpr.eqns:
-        site = site_of(eqn)
-        axes = [eqn.params.get("axis")] if eqn.primitive is lanes_p else [plate.axis for plate in site.plates] if site else []
-        if any(axis is not None and axis.total is not None for axis in axes):
-            return True
-        if site is not None and any(map(_subsampled, inner_jaxprs(eqn.params))):
-            return True
-    return False
 
 
 __all__ = ["check_scores", "constant", "frozen", "gradient_of", "pathwise"]

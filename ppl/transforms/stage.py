@@ -58,8 +58,9 @@ def is_array(leaf: Any) -> bool:
 class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
-    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds. `operands` are
-    the site's in one lane: numbers where they are literals, otherwise `unknown` of their shape.
+    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds, `subsampled` that a
+    plate around it with a `size` multiplies its cost. `operands` are the site's in one lane: numbers where they are
+    literals, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -68,6 +69,7 @@ class Located:
     in_while: bool = False
     in_body: bool = False
     exclusive: tuple[tuple[int, int], ...] = ()
+    subsampled: bool = False
     operands: tuple[Any, ...] = ()
 
     @property
@@ -96,7 +98,8 @@ def _walk(jaxpr: Jaxpr) -> Iterator[Located]:
         if eqn.primitive is site_p:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
-            yield Located(site, axes=axes, operands=tuple(_one_lane(site, i, atom) for i, atom in enumerate(eqn.invars)))
+            operands = tuple(_one_lane(site, i, atom) for i, atom in enumerate(eqn.invars))
+            yield Located(site, axes=axes, subsampled=any(_has_size(p.axis) for p in site.plates), operands=operands)
         elif site_of(eqn) is not None:
             for branch, inner in enumerate(inner_jaxprs(eqn.params)):
                 for located in sites(inner):
@@ -108,6 +111,10 @@ def _one_lane(site: Site, operand: int, atom: Any) -> Any:
         return atom.val
     plates = sum(plate.batched[operand] for plate in site.plates)
     return unknown(atom.aval.shape[plates:], atom.aval.dtype) if isinstance(atom.aval.dtype, np.dtype) else 0.0
+
+
+def _has_size(axis: PlateAxis | None) -> bool:
+    return axis is not None and axis.total is not None
 
 
 def plate_name(axis: PlateAxis | None) -> str:
@@ -122,8 +129,10 @@ def _inside(eqn: Any, branch: int, located: Located) -> Located:
     if eqn.primitive is jp.scan_p:
         return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
     if eqn.primitive is lanes_p:
-        name = plate_name(eqn.params["axis"])
-        return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(name, *axes))
+        axis = eqn.params["axis"]
+        subsampled = located.subsampled or _has_size(axis)
+        located = dataclasses.replace(located, subsampled=subsampled)
+        return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(plate_name(axis), *axes))
     if eqn.primitive is jp.while_p:
         return dataclasses.replace(located, in_while=True)
     if eqn.primitive is jp.cond_p:
