@@ -29,6 +29,16 @@ def draws_of(function, params, n):
     return jax.jit(jax.vmap(lambda key: objective.value_and_grad(key, params)))(jax.random.split(KEY, n))
 
 
+def draws_of_each(functions, params, n):
+    """The same of several objectives, compiled together."""
+    objectives = {name: ppl.expectation(function) for name, function in functions.items()}
+
+    def estimates(key):
+        return {name: objective.value_and_grad(key, params) for name, objective in objectives.items()}
+
+    return jax.jit(jax.vmap(estimates))(jax.random.split(KEY, n))
+
+
 def assert_unbiased(function, params, exact, n=20_000):
     values, grads = draws_of(function, params, n)
     assert np.abs(z_scores(values, exact(params))).max() < BOUND

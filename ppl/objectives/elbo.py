@@ -37,9 +37,9 @@ def elbo(model: Bound, family: Bound) -> Any:
 def elbo_analytic(model: Bound, family: Bound) -> Any:
     """The ELBO with the divergences of single sites in closed form (Kingma and Welling 2014, equation 7). One draw, in nats.
 
-    `KL(q(z_i | parents) || p(z_i | parents))` stands in place of `log q - log p` at every site for which NumPyro has a formula and
-    for which both programs draw the parents first; the others are sampled as in `elbo`. Value and gradient are unbiased for
-    the same ELBO, usually with less variance. Near the posterior `sticking_the_landing` may have still less.
+    `KL(q(z_i | parents) || p(z_i | parents))` stands in place of `log q - log p` at every site for which NumPyro has a formula
+    and whose parents in the model do not depend on it in the family; the others are sampled as in `elbo`. Value and gradient
+    are unbiased for the same ELBO, usually with less variance. Near the posterior `sticking_the_landing` may have less still.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -52,9 +52,10 @@ def elbo_analytic(model: Bound, family: Bound) -> Any:
         -2.0
     """
     trace, log_q = simulate(family)
+    log_w = model.log_density(trace) - log_q
     divergences = closed_form_divergences(family, model, trace)
     if not divergences:
-        return model.log_density(trace) - log_q
+        return log_w
     counted = {show(address): False for address in divergences}
     rest = model.mask(counted).log_density(trace) - family.mask(counted).log_density(trace)
     return rest - sum(divergences.values())

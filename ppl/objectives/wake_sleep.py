@@ -39,7 +39,8 @@ def wake_theta(model: Bound, family: Bound, particles: int = 1) -> Any:
 def wake_phi(model: Bound, family: Bound, particles: int) -> Any:
     """`sum_k w~_k log q(z_k)`: to be ascended in the family, in nats. The wake-phase update of q.
 
-    It estimates minus the cross-entropy from the posterior to the family. Draws and normalized weights are constant: the gradient is consistent, with a bias of order 1 / particles.
+    It estimates minus the cross-entropy from the posterior to the family. Draws and normalized weights are constant: the
+    gradient is consistent, with a bias of order 1 / particles.
 
     Raises:
         EstimatorError: the log density of the family is not that of its draws.

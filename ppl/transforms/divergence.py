@@ -20,11 +20,11 @@ from ppl.transforms.stage import Located
 
 
 def closed_form_divergences(family: Program, model: Program, trace: Any) -> dict[Address, Any]:
-    """`KL(q(z_i | parents) || p(z_i | parents))` in nats for each latent that has one in closed form, given the parents' values.
+    """`KL(q(z_i | parents) || p(z_i | parents))` in nats, for each latent that has one in closed form, at the parents' values.
 
     Under draws of the family, the expectation of such a divergence is that of `log q(z_i | ...) - log p(z_i | ...)`. That takes
-    parents in the model that do not depend on `z_i` in the family; where they might, and where NumPyro knows no formula, where a
-    site is masked, scaled or in the branch of a `cond`, the address is left out.
+    parents in the model that do not depend on `z_i` in the family. Where they might, where NumPyro knows no formula, and where
+    a site is masked, scaled or in the branch of a `cond`, the address is left out.
     """
     of_family, of_model = prepare(family), prepare(model)
     addresses = _comparable(of_family) & _comparable(of_model)
@@ -32,7 +32,7 @@ def closed_form_divergences(family: Program, model: Program, trace: Any) -> dict
     addresses = {a for a in addresses if not below[a] & above[a]}
     if not addresses:
         return {}
-    values = {a: v for a, v in flatten(trace).items()}
+    values = flatten(trace)
     kinds: dict[Address, Any] = {}
     inputs = of_family.inputs(trace=values)
     _, found = run_staged(of_family.staged, of_family.rule(_Parameters(addresses, kinds)), inputs)
@@ -86,12 +86,14 @@ def _batched(site: Site, leaves: Sequence[Any]) -> Any:
     """The site's distribution with all independent elements in its batch shape, if its parameters alone say what it is."""
     batched = batched_distribution(site, leaves) if site.plates else restore(site, leaves).distribution
     core = None if batched is None else elementwise(batched)
-    return None if core is None or parameters(type(core)) is None else core
+    kind: Any = type(core)
+    return None if core is None or parameters(kind) is None else core
 
 
 def _spread(distribution: Any) -> dict[str, Any]:
+    kind: Any = type(distribution)
     spread = {}
-    for name, event_dim in parameters(type(distribution)) or ():
+    for name, event_dim in parameters(kind) or ():
         value = jnp.asarray(getattr(distribution, name))
         event = jnp.shape(value)[jnp.ndim(value) - event_dim :]
         spread[name] = jnp.broadcast_to(value, distribution.batch_shape + event)
@@ -116,13 +118,7 @@ def _descendants(graph: DependenceGraph) -> dict[Address, set[Address]]:
     for edge in graph.edges:
         children.setdefault(edge.parent, set()).add(edge.child)
 
-    def below(address: Address, found: set[Address]) -> set[Address]:
-        for child in children.get(address, set()) - found:
-            found.add(child)
-            below(child, found)
-        return found
-
-    return {node.site.address: below(node.site.address, set()) for node in graph.nodes}
+    return {node.site.address: _reached(node.site.address, children) for node in graph.nodes}
 
 
 def _parents(graph: DependenceGraph) -> dict[Address, set[Address]]:
@@ -132,14 +128,19 @@ def _parents(graph: DependenceGraph) -> dict[Address, set[Address]]:
         parents.setdefault(edge.child, set()).add(edge.parent)
     computed = {node.site.address for node in graph.nodes if node.site.kind == DETERMINISTIC}
 
-    def above(address: Address, found: set[Address]) -> set[Address]:
-        for parent in parents.get(address, set()) - found:
-            found.add(parent)
-            if parent in computed:
-                above(parent, found)
-        return found
+    through = {address: parents.get(address, set()) for address in computed}
+    return {a: _reached(a, {**through, a: parents.get(a, set())}) for a in (node.site.address for node in graph.nodes)}
 
-    return {node.site.address: above(node.site.address, set()) for node in graph.nodes}
+
+def _reached(start: Address, links: Mapping[Address, set[Address]]) -> set[Address]:
+    """What some links lead to in one step or more."""
+    found: set[Address] = set()
+    waiting = [start]
+    while waiting:
+        new = links.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
 
 
 __all__ = ["closed_form_divergences"]
