@@ -40,7 +40,7 @@ PAIRS = {
     "beta": (lambda p: dist.Beta(1.0 + p, 2.0), dist.Beta(2.0, 3.0)),
     "gamma": (lambda p: dist.Gamma(1.0 + p, 2.0), dist.Gamma(2.0, 3.0)),
     "dirichlet": (lambda p: dist.Dirichlet(1.0 + p * jnp.arange(3.0)), dist.Dirichlet(jnp.ones(3))),
-    "event of normals": (
+    "events of normals": (
         lambda p: dist.Normal(p * jnp.arange(3.0), 1.3).to_event(1),
         dist.Normal(jnp.zeros(3), 0.8).to_event(1),
     ),

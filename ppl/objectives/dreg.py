@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ppl.objectives.particles import log_mean_exp
+from ppl.objectives.particles import at_least, log_mean_exp
 from ppl.objectives.surrogates import check_scores, constant, frozen, gradient_of, pathwise
 from ppl.program import Bound
 from ppl.transforms.simulate import simulate
@@ -34,6 +34,7 @@ def dreg(model: Bound, family: Bound, particles: int) -> Any:
         >>> float(objective.grad(jax.random.key(0), 3.0))  # at the posterior, without noise
         0.0
     """
+    at_least(1, particles, "dreg")
     check_scores(family, "dreg", pathwise=True)
 
     def particle(_: Any) -> Any:

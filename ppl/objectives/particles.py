@@ -22,6 +22,8 @@ def log_weights(model: Bound, family: Bound, particles: int) -> Any:
         [0.0, 0.0, 0.0]
     """
 
+    at_least(1, particles, "an objective")
+
     def log_weight(_: Any) -> Any:
         trace, log_q = simulate(family)
         return model.log_density(trace) - log_q
@@ -42,7 +44,7 @@ def log_mean_exp(x: Any, axis: int = 0) -> Any:
 
 def at_least(minimum: int, particles: int, objective: str) -> None:
     if particles < minimum:
-        raise errors.ObjectiveError(f"{objective} compares particles: it takes at least {minimum}, got {particles}")
+        raise errors.ObjectiveError(f"{objective} takes at least {minimum} particle{'s'[: minimum - 1]}, got {particles}")
 
 
 __all__ = ["at_least", "log_mean_exp", "log_weights"]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ppl.objectives.particles import log_mean_exp
+from ppl.objectives.particles import at_least, log_mean_exp
 from ppl.objectives.surrogates import check_scores, constant, frozen, gradient_of, pathwise
 from ppl.program import Bound
 from ppl.transforms.simulate import simulate
@@ -32,6 +32,8 @@ def vis_model(model: Bound, family: Bound, particles: int) -> Any:
         >>> float(value)
         0.0
     """
+
+    at_least(1, particles, "vis_model")
 
     def log_weight(_: Any) -> Any:
         trace, log_q = simulate(family.detach())
@@ -57,6 +59,7 @@ def vis_family(model: Bound, family: Bound, particles: int) -> Any:
         >>> bool(abs(value - 0.25) < 0.05), bool(abs(grad - 1.0) < 0.1)  # mean**2 and its derivative
         (True, True)
     """
+    at_least(1, particles, "vis_family")
     check_scores(family, "vis_family")
 
     def log_weight(_: Any) -> Any:
@@ -83,10 +86,11 @@ def vis_family_pathwise(model: Bound, family: Bound, particles: int) -> Any:
         >>> bool(abs(objective.grad(jax.random.key(0), 0.5, samples=100) - 1.0) < 0.1)
         True
     """
+    at_least(1, particles, "vis_family_pathwise")
 
     def log_weight(_: Any) -> Any:
         trace, log_q = simulate(family)
-        return frozen(model.log_density, trace) - log_q
+        return constant(model.log_density(trace)) + gradient_of(frozen(model.log_density, trace)) - log_q
 
     return log_mean_exp(2 * jax.vmap(log_weight)(jnp.arange(particles)))
 
@@ -109,6 +113,7 @@ def vis_family_doubly_reparameterized(model: Bound, family: Bound, particles: in
         >>> bool(abs(objective.grad(jax.random.key(0), 0.5, samples=100) - 1.0) < 0.1)
         True
     """
+    at_least(1, particles, "vis_family_doubly_reparameterized")
     check_scores(family, "vis_family_doubly_reparameterized", pathwise=True)
 
     def log_weight(_: Any) -> Any:
