@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, testing
+from ppl import distributions, errors, estimators, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
@@ -39,6 +39,7 @@ __all__ = [
     "maximize",
     "minibatch_sum",
     "minimize",
+    "objectives",
     "plate",
     "program",
     "render",

@@ -41,16 +41,12 @@ _BINARY = (dist.BernoulliProbs, dist.BernoulliLogits)
 _ONE_HOT = (OneHotCategoricalProbs, OneHotCategoricalLogits)
 
 
-def _refuse(distribution: Any, site: Site) -> str | None:
+def _refuse(distribution: Any, site: Site, temperature: Any) -> str | None:
+    if temperature is not None and np.any(np.asarray(temperature) <= 0):  # an unknown one is NaN
+        return f"its temperature is {temperature} and must be positive"
     if isinstance(_base(distribution), _BINARY + _ONE_HOT):
         return None
     return _refuse_index(distribution, site) or f"{site.distribution_name} is neither Bernoulli nor OneHotCategorical"
-
-
-def _check_temperature(temperature: Any) -> None:
-    known = isinstance(temperature, int | float | np.ndarray | np.generic)
-    if known and np.any(np.asarray(temperature) <= 0):
-        raise ValueError(f"the temperature must be positive, got {temperature}")
 
 
 def _log_odds(distribution: Any) -> Any:
@@ -108,11 +104,8 @@ class GumbelSoftmax(_Relaxed):
     temperature: Any
     unbiased = False
 
-    def __post_init__(self) -> None:
-        _check_temperature(self.temperature)
-
     def refuses(self, distribution: Any, site: Site) -> str | None:
-        return _refuse(distribution, site)
+        return _refuse(distribution, site, self.temperature)
 
     def particle(self, key: Any, distribution: Any) -> Particle:
         return Particle(_relaxed(key, distribution, self.temperature))
@@ -142,12 +135,8 @@ class StraightThrough(_Relaxed):
     temperature: Any = None
     unbiased = False
 
-    def __post_init__(self) -> None:
-        if self.temperature is not None:
-            _check_temperature(self.temperature)
-
     def refuses(self, distribution: Any, site: Site) -> str | None:
-        return _refuse(distribution, site)
+        return _refuse(distribution, site, self.temperature)
 
     def particle(self, key: Any, distribution: Any) -> Particle:
         relaxed = _relaxed(key, distribution, 1.0 if self.temperature is None else self.temperature)

@@ -74,8 +74,9 @@ def is_array(leaf: Any) -> bool:
 class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
-    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds. `operands` are
-    the site's in one lane: numbers where they are literals or made of one, otherwise `unknown` of their shape.
+    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds, `subsampled` that a
+    plate around it with a `size` multiplies its cost. `operands` are the site's in one lane: numbers where they are
+    literals or made of one, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -84,6 +85,7 @@ class Located:
     in_while: bool = False
     in_body: bool = False
     exclusive: tuple[tuple[int, int], ...] = ()
+    subsampled: bool = False
     operands: tuple[Any, ...] = ()
 
     @property
@@ -125,7 +127,7 @@ def _walk(jaxpr: Jaxpr, uniform: dict[Any, Any]) -> Iterator[Located]:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
             operands = tuple(_one_lane(site, i, atom, uniform) for i, atom in enumerate(eqn.invars))
-            yield Located(site, axes=axes, operands=operands)
+            yield Located(site, axes=axes, subsampled=any(_has_size(p.axis) for p in site.plates), operands=operands)
         elif eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
             atom = eqn.invars[0]
             if isinstance(atom, Literal):
@@ -147,6 +149,10 @@ def _one_lane(site: Site, operand: int, atom: Any, uniform: dict[Any, Any]) -> A
     return np.full(shape, uniform[atom], atom.aval.dtype) if atom in uniform else unknown(shape, atom.aval.dtype)
 
 
+def _has_size(axis: PlateAxis | None) -> bool:
+    return axis is not None and axis.total is not None
+
+
 def plate_name(axis: PlateAxis | None) -> str:
     return "vmap" if axis is None else axis.name
 
@@ -159,8 +165,10 @@ def _inside(eqn: Any, branch: int, located: Located) -> Located:
     if eqn.primitive is jp.scan_p:
         return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
     if eqn.primitive is lanes_p:
-        name = plate_name(eqn.params["axis"])
-        return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(name, *axes))
+        axis = eqn.params["axis"]
+        subsampled = located.subsampled or _has_size(axis)
+        located = dataclasses.replace(located, subsampled=subsampled)
+        return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(plate_name(axis), *axes))
     if eqn.primitive is jp.while_p:
         return dataclasses.replace(located, in_while=True)
     if eqn.primitive is jp.cond_p:
