@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from ppl import errors
 from ppl.address import flatten, suggest
 from ppl.densities import cost, factor_cost
@@ -116,7 +118,6 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
 
 
 def _relaxed_like(site: Site, drawn: Located | None) -> Site:
-    """The site, which takes the floating-point values that a relaxation of an integer site draws."""
-    if drawn is None or not getattr(drawn.site.estimator, "relaxes", False):
-        return site
-    return site.replace(dtype=drawn.site.dtype)
+    """The site, which takes the floating-point values that a relaxation draws: the supports have been compared already."""
+    relaxed = drawn is not None and jnp.issubdtype(drawn.site.dtype, jnp.floating)
+    return site.replace(dtype=drawn.site.dtype) if drawn is not None and relaxed else site
