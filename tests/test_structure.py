@@ -1,4 +1,4 @@
-"""Objectives of coins, with all manner of control flow and coupling, against sums over all their outcomes, Hessians included."""
+"""Objectives of coins, with all manner of control flow and coupling, against sums over all outcomes, Hessians included."""
 
 import itertools
 
