@@ -1,7 +1,4 @@
-"""Objectives of coins, with all manner of control flow and coupling, against sums over all their outcomes.
-
-Enumeration has to agree to rounding, Hessians included; scores, and scores beside enumeration, within their standard errors.
-"""
+"""Objectives of coins, with all manner of control flow and coupling, against sums over all outcomes, Hessians included."""
 
 import itertools
 
@@ -388,8 +385,8 @@ def test_against_all_outcomes(name):
     objective, truth = PROGRAMS[name][0], exact(name)
     numbers = set()
     for how, estimator in ESTIMATORS.items():
-        if how == "both" and max(numbers) == 0:
-            continue  # there is one site
+        if how == "both" and max(numbers) == 0:  # there is one site
+            continue
         run = ppl.expectation(lambda t, e=estimator: objective(t, lambda i: numbers.add(i) or e(i)))
         many = jax.vmap(lambda key, run=run: derivatives(lambda t: run.estimate(key, t))(THETA))
         n = 2 if how == "enumerated" else N
