@@ -492,3 +492,12 @@ def test_reports_print():
     good = ppl.expectation(CONTINUOUS["relu"]).check(0.3)
     assert good.ok
     assert str(good).endswith("every condition holds")
+
+
+def test_products_and_exponentials_are_checked_operand_by_operand():
+    jump = ppl.expectation(lambda p: jnp.where(ppl.sample("x", dist.Normal(p, 1.0)) > 0, 1.0, 0.0))
+    smooth = ppl.expectation(lambda p: 1.0 * ppl.sample("b", dist.Bernoulli(logits=p)))
+    product = smooth * jump
+    assert [row.address for row in product.estimators(0.3)] == ["b", "x"]
+    assert [(finding.address, finding.condition) for finding in product.check(0.3)] == [("x", "continuity")]
+    assert (smooth * smooth).exp().check(0.3).ok

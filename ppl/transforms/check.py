@@ -113,7 +113,9 @@ def check(objective: Any, evaluate: Callable[..., Any], args: Sequence[Any], kwa
     findings += [_jump(jump, plans) for jump in _distinct(jumps)]
     findings += [_coverage(coverage) for coverage in coverages]
     findings += [_misuse(misuse) for misuse in misuses_of(jaxpr, consts, EXPECTATION)]
-    return Report(table(plans), tuple(dict.fromkeys(findings)))
+    reports = [check(operand, evaluate, args, kwargs, argnums) for operand in objective.operands]
+    findings += [finding for report in reports for finding in report]
+    return Report(table(plans).joined(report.sites for report in reports), tuple(dict.fromkeys(findings)))
 
 
 def _of_objective(objective: Any) -> Where:

@@ -68,7 +68,8 @@ class Resolver:
             term = multiply([term, self._score([(site_id, places[site_id]) for site_id in scored], ndim)])
         result = self.elimination.sum_of_products([*factors, term])
         array = result.array if result.shape == term.shape else jnp.broadcast_to(result.array, term.shape)
-        return array.astype(term.array.dtype)
+        floating = jnp.issubdtype(term.array.dtype, jnp.floating)
+        return array.astype(term.array.dtype) if floating else array.astype(jnp.result_type(float))
 
     def _coupling(self, site_id: SiteId) -> str:
         return self.plan.sites[site_id].estimator.coupling
