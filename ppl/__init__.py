@@ -1,7 +1,9 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, objectives
+from ppl import distributions, errors, estimators, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.choice import SiteDescription
+from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -9,6 +11,7 @@ from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density
+from ppl.transforms.minibatch import minibatch_sum
 from ppl.transforms.seed import seed
 from ppl.transforms.shapes import trace_shapes
 from ppl.transforms.simulate import simulate
@@ -20,7 +23,9 @@ __all__ = [
     "Bound",
     "Expectation",
     "Fit",
+    "GradientVariance",
     "Program",
+    "SiteDescription",
     "check_family",
     "deterministic",
     "distributions",
@@ -29,8 +34,10 @@ __all__ = [
     "expectation",
     "factor",
     "from_numpyro",
+    "gradient_variance",
     "log_density",
     "maximize",
+    "minibatch_sum",
     "minimize",
     "objectives",
     "plate",
@@ -40,6 +47,7 @@ __all__ = [
     "seed",
     "simulate",
     "subsample",
+    "testing",
     "trace_shapes",
     "unnormalized",
 ]

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from ppl import errors
 from ppl.address import flatten, suggest
 from ppl.densities import cost, factor_cost
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, has_value, show
-from ppl.transforms.compare import fits, mismatch_table
+from ppl.transforms.compare import collect, fits, mismatch_table
 from ppl.transforms.interpret import run_staged
 from ppl.transforms.modify import Prepared, Program, mask_of, prepare
 from ppl.transforms.simulate import Density, fresh, given_value, origin
@@ -77,6 +79,10 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
     # What a family computes or subsamples for itself says nothing about the model's latents.
     unknown = [address for address in unknown if origins[address] is None or address in drawn]
     outside = [address for address, item in drawn.items() if address in latents and not fits(latents[address], item)]
+    both = [(latents[address], item) for address, item in drawn.items() if address in latents]
+    same_shapes = all(model.shape == family.shape for model, family in both)
+    if not missing and not unknown and same_shapes and collect(both):
+        outside = []
     if drawn and (missing or unknown or outside):
         raise errors.ModelFamilyMismatchError(
             "the model and the variational family disagree:\n" + mismatch_table(latents, drawn)
@@ -101,7 +107,7 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
     return {
         address: check_value(
             value,
-            sites[address].site,
+            _relaxed_like(sites[address].site, origins[address]),
             sites[address].shape,
             observed=False,
             mask=mask_of(sites[address].site, prepared.modifications),
@@ -109,3 +115,9 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
         for address, value in given.items()
         if address in accepted and sites[address].site.kind in (SAMPLE, SUBSAMPLE)
     }
+
+
+def _relaxed_like(site: Site, drawn: Located | None) -> Site:
+    """The site, which takes the floating-point values that a relaxation draws: the supports have been compared already."""
+    relaxed = drawn is not None and jnp.issubdtype(drawn.site.dtype, jnp.floating)
+    return site.replace(dtype=drawn.site.dtype) if drawn is not None and relaxed else site

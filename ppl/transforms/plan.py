@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from ppl import errors
 from ppl.densities import elementwise
-from ppl.estimators import Enumerate, Estimator, ScoreFunction, pathwise_choice, support_size
-from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE
-from ppl.site import SAMPLE, Site, restore, show
+from ppl.estimators import Enumerate, Estimator, LeaveOneOut, MovingAverage, ScoreFunction, Vimco, pathwise_choice, support_size
+from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE, specialized
+from ppl.site import SAMPLE, Site, estimator_of, restore
 from ppl.transforms.branches import Axis
+from ppl.transforms.conflicts import AFFORDABLE, AUTOMATIC, LIMIT, find_conflict, value_axes
 from ppl.transforms.influence import (
     ALL_LAGS,
     EARLIER,
@@ -32,11 +36,10 @@ from ppl.transforms.stage import Located, sites
 from ppl.transforms.steps import Steps, steps_of
 from ppl.transforms.terms import Terms, terms_of
 
-LIMIT = 4096
-"""The most branches that a value may have."""
+Index = tuple[Any, ...]
+"""Where an element stands along the `split` dimensions of its site."""
 
-AFFORDABLE = 64
-"""The most branches that enumeration takes where the user named no estimator."""
+Chosen = Mapping[SiteId, Index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +74,15 @@ class SitePlan:
         return not self.site.detached and self.site.kind == SAMPLE and not _transparent(self.estimator)
 
     @property
+    def baseline(self) -> Any:
+        return getattr(self.estimator, "baseline", None)
+
+    @property
+    def brings_baseline(self) -> bool:
+        """Whether the site's own operands say what its baseline is."""
+        return self.baseline is not None and not isinstance(self.baseline, LeaveOneOut | MovingAverage | Vimco)
+
+    @property
     def n_loops(self) -> int:
         return len(self.shape) - len(element_shape(self.site))
 
@@ -78,6 +90,15 @@ class SitePlan:
     def elements(self) -> int:
         """How many elements branch one by one."""
         return math.prod(self.shape[dim] for dim in self.split)
+
+    def indices(self, chosen: Index | None = None) -> list[Index]:
+        """The elements that branch one by one; `chosen` is the one where it is chosen at random."""
+        return [chosen] if chosen is not None else list(itertools.product(*(range(self.shape[dim]) for dim in self.split)))
+
+    @property
+    def one_element(self) -> bool:
+        """Whether one of those elements is chosen at random."""
+        return getattr(self.estimator, "one_element", False) and bool(self.split)
 
     @property
     def perturbs(self) -> bool:
@@ -113,34 +134,59 @@ def make_plan(jaxpr: Any, consts: Sequence[Any], choices: Mapping[SiteId, SitePl
     chosen = dict(choices)
     while True:
         plan = _analyse(jaxpr, consts, chosen)
-        crowded = _crowded(plan)
-        if crowded is None:
+        conflict = find_conflict(plan)
+        if conflict is None:
             return plan
-        automatic = [site_id for site_id in crowded if chosen[site_id].why == AUTOMATIC]
+        automatic = [site_id for site_id in conflict.site_ids if chosen[site_id].why == AUTOMATIC]
         for site_id in automatic:
             chosen[site_id] = dataclasses.replace(
                 chosen[site_id], estimator=_score(chosen[site_id].located), why="its values are too many to enumerate together"
             )
         if not automatic:
-            _refuse_crowd(plan, crowded)
+            raise errors.EstimatorError(conflict.message)
 
 
-AUTOMATIC = "few values"
+NAMED = "named by the user"
 
 
-def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
+def first_choice(jaxpr: Any, consts: Sequence[Any] = ()) -> dict[SiteId, SitePlan]:
     """The estimator of each site, before it is known what enumeration would cost."""
     found: dict[SiteId, SitePlan] = {}
-    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr), strict=True):
-        site = located.site
-        if site.kind != SAMPLE:
-            continue
-        estimator, why = _choose(site, located)
-        if not site.detached:
-            _refuse(estimator, located)
-        shape = located.stack + element_shape(site)
-        found[site_id] = SitePlan(site_id, located, estimator, why, len(found), shape)
+    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr, consts), strict=True):
+        if located.site.kind == SAMPLE:
+            found[site_id] = choice_of(site_id, located, found)
     return found
+
+
+def choice_of(site_id: SiteId, located: Located, before: Mapping[SiteId, SitePlan]) -> SitePlan:
+    """The estimator of one site, before it is known what enumeration would cost; `before` has those of earlier sites."""
+    site = located.site
+    estimator, why = _choose(site, located)
+    if not site.detached:
+        _refuse(estimator, located)
+        estimator = specialized(estimator, template(located))
+    plan = SitePlan(site_id, located, estimator, why, len(before), located.stack + element_shape(site))
+    return _shared(before[site_id], plan) if site_id in before else plan
+
+
+def _shared(one: SitePlan, other: SitePlan) -> SitePlan:
+    """The choice for two sites that share an address in different branches of a cond: it must serve both."""
+    pair = (one, other)
+    alike = one.shape == other.shape and one.site.detached == other.site.detached
+    transparent = one.site.detached or all(_transparent(p.estimator) for p in pair)
+    if transparent and one.site.detached == other.site.detached:
+        return one
+    counts = {p.estimator.branches(template(p.located)) for p in pair}
+    if alike and one.estimator == other.estimator and len(counts) == 1:
+        return one
+    if alike and NAMED not in (one.why, other.why):
+        _score(other.located)  # or an error
+        return dataclasses.replace(one, estimator=_score(one.located), why="it serves both branches of a cond")
+    raise errors.EstimatorError(
+        f"{one.site.name!r} ~ {one.site.distribution_name} and {other.site.name!r} ~ {other.site.distribution_name} share an "
+        f"address in two branches of a cond, and no estimator.\n  first:  {one.site.where}\n  second: {other.site.where}\n"
+        "Use two addresses."
+    )
 
 
 def _refuse(estimator: Estimator, located: Located) -> None:
@@ -155,8 +201,9 @@ def _refuse(estimator: Estimator, located: Located) -> None:
 
 def chosen_estimator(site: Site) -> Estimator:
     """The estimator of a site by itself, wherever it stands."""
-    if site.estimator is not None:
-        return site.estimator
+    named = estimator_of(site, [0.0] * site.tree.num_leaves)
+    if named is not None:
+        return named
     choice = pathwise_choice(elementwise(restore(site, [0.0] * site.tree.num_leaves).distribution))
     assert choice is not None
     return choice
@@ -164,8 +211,9 @@ def chosen_estimator(site: Site) -> Estimator:
 
 def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
     distribution = template(located)
-    if site.estimator is not None:
-        return site.estimator, "named by the user"
+    named = estimator_of(site, located.operands)
+    if named is not None:
+        return named, NAMED
     choice = pathwise_choice(distribution)
     if choice is not None:
         return choice, "draws have right pathwise derivatives"
@@ -177,7 +225,7 @@ def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
 
 def _score(located: Located) -> Estimator:
     site = located.site
-    score = ScoreFunction()
+    score = ScoreFunction(LeaveOneOut())
     reason = score.refuses(template(located), site)
     if reason is None:
         return score
@@ -206,6 +254,11 @@ def _analyse(jaxpr: Any, consts: Sequence[Any], chosen: Mapping[SiteId, SitePlan
 
 def _branch(plan: SitePlan, uses: Sequence[Influences], parents: Mapping[SiteId, Influences]) -> SitePlan:
     """Which dimensions of a site's elements have to branch one by one."""
+    if plan.located.in_while and plan.brings_baseline:
+        raise errors.EstimatorError(
+            f"the score of {plan.site.name!r} has a baseline of its own in a while_loop, where its draws are not told apart.\n"
+            f"  {plan.site.where}\nLeaveOneOut() and MovingAverage() serve it."
+        )
     if not plan.weighted or plan.estimator.coupling == SINGLE:
         return plan
     site, estimator = plan.site, plan.estimator
@@ -267,59 +320,31 @@ def _number_axes(found: Mapping[SiteId, SitePlan]) -> tuple[dict[SiteId, SitePla
             axes = tuple(Axis(plan.position, part, plan.count) for part in range(n_axes))
             plans[site_id] = dataclasses.replace(plan, axes=axes)
         elif plan.perturbs:
-            chosen_one = getattr(plan.estimator, "one_element", False)
-            count = (plan.count - 1) * (1 if chosen_one else plan.elements)
+            count = (plan.count - 1) * (1 if plan.one_element else plan.elements)
             plans[site_id] = dataclasses.replace(plan, offset=rows, rows=count)
             rows += count
         else:
             axis = shared.setdefault((plan.estimator.axis, plan.count), Axis(plan.position, 0, plan.count))
             plans[site_id] = dataclasses.replace(plan, axes=(axis,))
-    perturbation = Axis(-1, 0, rows) if rows > 1 else None
-    if perturbation is not None:
-        plans = {i: dataclasses.replace(p, axes=(perturbation,)) if p.rows else p for i, p in plans.items()}
-    return plans, perturbation
+    perturbing = {i: p for i, p in plans.items() if p.weighted and p.perturbs}
+    if not perturbing:
+        return plans, None
+    perturbation = Axis(-1, 0, rows)
+    return plans | {i: dataclasses.replace(p, axes=(perturbation,)) for i, p in perturbing.items()}, perturbation
 
 
-def value_axes(influences: Influences, plans: Mapping[SiteId, SitePlan]) -> dict[Axis, SiteId]:
-    """The axes that a value with these influences has, each with a site that it is from."""
-    axes: dict[Axis, SiteId] = {}
-    for key, place in influences.items():
-        plan = plans[key.site]
-        if not key.direct:
-            continue
-        if plan.chain is not None:
-            at = place[plan.chain]
-            lags = NOW if at is None else at.lags
-            axes.update({plan.axes[0 if lag else 1]: key.site for lag in lags})
-        else:
-            axes.update(dict.fromkeys(plan.axes, key.site))
-    return axes
+def choose_elements(plan: Plan, keys: Mapping[SiteId, Any]) -> Chosen:
+    """For each site of which one element branches, which one."""
+    chosen: dict[SiteId, Index] = {}
+    for site_id, site_plan in plan.sites.items():
+        if site_plan.weighted and site_plan.perturbs and site_plan.one_element:
+            key = jax.random.fold_in(keys[site_id], _CHOICE)
+            number = jax.random.randint(key, (), 0, site_plan.elements)
+            chosen[site_id] = tuple(jnp.unravel_index(number, tuple(site_plan.shape[dim] for dim in site_plan.split)))
+    return chosen
 
 
-def _crowded(plan: Plan) -> list[SiteId] | None:
-    """Sites whose branches together are too many for some value, if there are any."""
-    limit = {site_id: AFFORDABLE if p.why == AUTOMATIC else LIMIT for site_id, p in plan.sites.items()}
-    for influences in itertools.chain(plan.steps.influences, plan.parents.values()):
-        axes = value_axes(influences, plan.sites) if influences else {}
-        if axes and math.prod(axis.size for axis in axes) > min(limit[site_id] for site_id in axes.values()):
-            names = {key.site for key in influences if key.direct and plan.sites[key.site].axes}
-            return [site_id for site_id in plan.sites if site_id in names]
-    return None
+_CHOICE = 2**32 - 1
+"""No index of a loop, which are folded into keys too."""
 
-
-def _refuse_crowd(plan: Plan, crowded: Sequence[SiteId]) -> None:
-    plans = [plan.sites[site_id] for site_id in crowded]
-    count = math.prod({axis: axis.size for p in plans for axis in p.axes}.values())
-    names = ", ".join(f"{show(p.site.address)!r}" + (f" ({p.elements} elements)" if p.elements > 1 else "") for p in plans)
-    how = {type(p.estimator).__name__ for p in plans}
-    raise errors.EstimatorError(
-        f"{' and '.join(sorted(how))} would take {count:.3g} evaluations of a value on which {names} act together; the limit "
-        f"is {LIMIT}.\n  {plans[0].site.where}\n"
-        "Estimators whose cost does not multiply: LocalExpectation() and MeasureValued() (one element at a time), "
-        "OneElement(...) of either (one at random), DisARM(), Samples(K), ScoreFunction()."
-    )
-
-
-Choose = Callable[[Site], Estimator]
-
-__all__ = ["AFFORDABLE", "LIMIT", "Key", "Plan", "SitePlan", "make_plan", "value_axes"]
+__all__ = ["AFFORDABLE", "LIMIT", "Key", "Plan", "SitePlan", "choose_elements", "make_plan", "value_axes"]

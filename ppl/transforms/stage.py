@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax.extend.core import primitives as jp
 
 from ppl import errors
 from ppl.estimators.protocol import unknown
-from ppl.lanes import inner_jaxprs, lanes_p, site_of
+from ppl.lanes import inner_jaxprs, lanes_p, loop_in_lanes, loops_first, site_of
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, SUBSAMPLE, Address, PlateAxis, Site, show, site_p
 
 
@@ -31,6 +31,22 @@ def stage(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Staged:
 
     Leaves of the result that are not arrays or numbers are kept as they are.
     """
+    if loops_first.value:
+        with loops_first(False):  # around the objective, and not around the programs in it
+            return _stage(function, args, kwargs)
+    return _stage(function, args, kwargs)
+
+
+def stage_objective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Staged:
+    """The same for a function whose sites nobody asks for in a trace: loops may stand around plates."""
+    staged = _stage(function, args, kwargs)
+    if loops_first.value or not loop_in_lanes(staged.jaxpr.jaxpr):
+        return staged
+    with loops_first(True):
+        return _stage(function, args, kwargs)
+
+
+def _stage(function: Callable[..., Any], args: Any, kwargs: Any) -> Staged:
     box: dict[str, Any] = {}
 
     def thunk() -> list[Any]:
@@ -60,7 +76,7 @@ class Located:
 
     `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds, `subsampled` that a
     plate around it with a `size` multiplies its cost. `operands` are the site's in one lane: numbers where they are
-    literals, otherwise `unknown` of their shape.
+    literals or made of one, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -86,31 +102,51 @@ class Located:
 _tables: weakref.WeakKeyDictionary[Jaxpr, list[Located]] = weakref.WeakKeyDictionary()
 
 
-def sites(jaxpr: Jaxpr) -> list[Located]:
-    """All sites of a jaxpr, in program order."""
+def sites(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> list[Located]:
+    """All sites of a jaxpr, in program order. Operands are known better where the values of its constants are."""
+    if consts:
+        known = zip(jaxpr.constvars, map(_uniform, consts), strict=True)
+        return list(_walk(jaxpr, {var: value for var, value in known if value is not None}))
     if jaxpr not in _tables:
-        _tables[jaxpr] = list(_walk(jaxpr))
+        _tables[jaxpr] = list(_walk(jaxpr, {}))
     return _tables[jaxpr]
 
 
-def _walk(jaxpr: Jaxpr) -> Iterator[Located]:
+def _uniform(const: Any) -> Any:
+    """The number that a concrete array has everywhere, if it has one."""
+    if isinstance(const, jax.core.Tracer) or not isinstance(jax.typeof(const).dtype, np.dtype) or not np.size(const):
+        return None
+    array = np.asarray(const)
+    return array.flat[0] if np.all(array == array.flat[0]) else None
+
+
+def _walk(jaxpr: Jaxpr, uniform: dict[Any, Any]) -> Iterator[Located]:
+    """`uniform` has the variables that are one number everywhere, and which one."""
     for eqn in jaxpr.eqns:
         if eqn.primitive is site_p:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
-            operands = tuple(_one_lane(site, i, atom) for i, atom in enumerate(eqn.invars))
+            operands = tuple(_one_lane(site, i, atom, uniform) for i, atom in enumerate(eqn.invars))
             yield Located(site, axes=axes, subsampled=any(_has_size(p.axis) for p in site.plates), operands=operands)
+        elif eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
+            atom = eqn.invars[0]
+            if isinstance(atom, Literal):
+                uniform[eqn.outvars[0]] = atom.val
+            elif atom in uniform:
+                uniform[eqn.outvars[0]] = uniform[atom]
         elif site_of(eqn) is not None:
             for branch, inner in enumerate(inner_jaxprs(eqn.params)):
                 for located in sites(inner):
                     yield _inside(eqn, branch, located)
 
 
-def _one_lane(site: Site, operand: int, atom: Any) -> Any:
+def _one_lane(site: Site, operand: int, atom: Any, uniform: dict[Any, Any]) -> Any:
     if isinstance(atom, Literal):
         return atom.val
-    plates = sum(plate.batched[operand] for plate in site.plates)
-    return unknown(atom.aval.shape[plates:], atom.aval.dtype) if isinstance(atom.aval.dtype, np.dtype) else 0.0
+    if not isinstance(atom.aval.dtype, np.dtype):
+        return 0.0
+    shape = atom.aval.shape[sum(plate.batched[operand] for plate in site.plates) :]
+    return np.full(shape, uniform[atom], atom.aval.dtype) if atom in uniform else unknown(shape, atom.aval.dtype)
 
 
 def _has_size(axis: PlateAxis | None) -> bool:
@@ -181,4 +217,14 @@ def density_addresses(table: list[Located]) -> dict[Address, Located]:
     return {located.site.address: located for located in table if located.site.kind != "factor"}
 
 
-__all__ = ["OBSERVED", "Located", "Staged", "check_addresses", "density_addresses", "is_array", "sites", "stage"]
+__all__ = [
+    "OBSERVED",
+    "Located",
+    "Staged",
+    "check_addresses",
+    "density_addresses",
+    "is_array",
+    "sites",
+    "stage",
+    "stage_objective",
+]

@@ -1,7 +1,7 @@
-"""NumPyro's distributions, under one name with the project's own.
+"""NumPyro's densities that are wrong, made right.
 
-Two of NumPyro's densities have a wrong gradient at logits of exactly zero, where training often starts: `corrected` replaces
-them, and `ppl.sample` applies it to whatever it is given.
+Two of them have a wrong gradient at logits of exactly zero, where training often starts: `corrected` replaces them, and
+`ppl.sample` applies it to whatever it is given.
 """
 
 from typing import Any
@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpyro.distributions as _dist
 from jax import lax
 from jax.scipy.special import gammaln
-from numpyro.distributions import *  # noqa: F403
-from numpyro.distributions import constraints, transforms
 
 
 @jax.custom_jvp
@@ -21,14 +19,16 @@ def _softplus(x: Any) -> Any:
 
 
 def _softplus_and_exp(x: Any) -> Any:
-    e = lax.exp(-lax.abs(x))
-    return lax.max(x, lax.full_like(x, 0.0)) + lax.log1p(e), e
+    # Each side of zero is a smooth function: where JAX drops the rule below, as it does inside a scan, no derivative is wrong.
+    positive = x >= 0
+    e = lax.exp(lax.select(positive, -x, x))
+    return lax.select(positive, x, lax.full_like(x, 0.0)) + lax.log1p(e), e
 
 
 @_softplus.defjvp
 def _softplus_jvp(primals: Any, tangents: Any) -> Any:
-    value, e = _softplus_and_exp(primals[0])  # the value and the slope share the exponential
-    return value, _sigmoid(primals[0], e) * tangents[0]
+    _, e = _softplus_and_exp(primals[0])  # the value and the slope share the exponential, once compiled
+    return _softplus(primals[0]), _sigmoid(primals[0], e) * tangents[0]
 
 
 @jax.custom_jvp
@@ -104,6 +104,3 @@ def corrected(distribution: Any) -> Any:
             distribution = kind.tree_unflatten(aux, leaves)
             setattr(distribution, part, corrected(inner))
     return distribution
-
-
-__all__ = [*(name for name in _dist.__all__), "constraints", "corrected", "transforms"]
