@@ -191,6 +191,10 @@ def test_sites_without_a_path_are_refused(name):
         run(ppl.program(mixed)(0.3))
     with pytest.raises(errors.EstimatorError, match=r"(?s)right for reparameterized sites alone.*'z' is"):
         run(Normals.family(Normals.params), ScoreFunction())
+    coins = ppl.expectation(lambda p: PATH_NEEDED[name](Coins.model(p), Coins.family(p), 2))  # integers alone
+    with pytest.raises(errors.EstimatorError, match=r"(?s)right for reparameterized sites alone.*'a' is"):
+        coins.grad(KEY, Coins.params)
+    assert not coins.check(Coins.params).ok
     with pytest.raises(errors.EstimatorError, match="detach changes one alone"):
         run(Normals.family(Normals.params).detach())
 

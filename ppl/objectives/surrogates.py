@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ppl import errors
-from ppl.notes import note
-from ppl.site import FACTOR, OBSERVED, SAMPLE, restore
+from ppl.notes import Note, note_p
+from ppl.site import FACTOR, OBSERVED, SAMPLE, restore, user_frame
 from ppl.transforms.influence import PATHWISE
 from ppl.transforms.modify import Program, prepare
 from ppl.transforms.stage import Located
@@ -81,7 +81,8 @@ def frozen(function: Callable[..., Any], *args: Any) -> Any:
 
 def pathwise(trace: Any, reason: str) -> Any:
     """The same trace; an objective in which a draw in it has weights, and no path, is refused."""
-    return note(trace, PATHWISE, reason)
+    mark = Note(PATHWISE, reason, user_frame())
+    return jax.tree.map(lambda x: note_p.bind(x, note=mark), trace)  # also on integers, which have no path at all
 
 
 def check_scores(family: Program, objective: str, *, weighted: bool = True, pathwise: bool = False) -> None:
