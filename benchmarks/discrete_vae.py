@@ -84,5 +84,9 @@ def numpyro_gradient(key: Any, params: Any, batch: Any) -> Any:
 GRADIENTS: dict[str, Callable[..., Any]] = {
     "ppl, score function": ours(estimators.ScoreFunction()),
     "ppl, leave-one-out, 2 samples": ours(estimators.ScoreFunction(estimators.LeaveOneOut()), samples=2),
+    "ppl, DisARM": ours(estimators.DisARM()),
+    "ppl, Samples(2)": ours(estimators.Samples(2)),
+    "ppl, one element, local expectation": ours(estimators.OneElement(estimators.LocalExpectation())),
+    "ppl, local expectation": ours(estimators.LocalExpectation()),
     "NumPyro TraceGraph_ELBO": numpyro_gradient,
 }

@@ -27,7 +27,7 @@ def data(key: Any) -> Any:
 def start(y: Any) -> Any:
     """Parameters of a family that is moderately sure of the assignments."""
     centres = jnp.linspace(-8.0, 6.0, COMPONENTS)
-    logits = -0.1 * (y[:, None] - centres) ** 2
+    logits = -0.03 * (y[:, None] - centres) ** 2
     return {"mean": centres, "log_scale": jnp.full(COMPONENTS, -1.0), "logits": logits}
 
 
@@ -105,6 +105,8 @@ GRADIENTS: dict[str, Callable[..., Any]] = {
     "ppl, enumerate (chosen)": ours(None),
     "ppl, score function": ours(estimators.ScoreFunction()),
     "ppl, leave-one-out, 2 samples": ours(estimators.ScoreFunction(estimators.LeaveOneOut()), samples=2),
+    "ppl, measure-valued": ours(estimators.MeasureValued()),
+    "ppl, Samples(2)": ours(estimators.Samples(2)),
     "NumPyro TraceEnum_ELBO": numpyro_elbo(TraceEnum_ELBO()),
     "NumPyro TraceGraph_ELBO": numpyro_elbo(TraceGraph_ELBO()),
     "hand-written, whole cost": unstructured,
