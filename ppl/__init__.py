@@ -9,6 +9,8 @@ from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density
+from ppl.transforms.marginal import marginal
+from ppl.transforms.normalize import normalize
 from ppl.transforms.seed import seed
 from ppl.transforms.shapes import trace_shapes
 from ppl.transforms.simulate import simulate
@@ -30,8 +32,10 @@ __all__ = [
     "factor",
     "from_numpyro",
     "log_density",
+    "marginal",
     "maximize",
     "minimize",
+    "normalize",
     "plate",
     "program",
     "render",

@@ -5,6 +5,7 @@ The protocol is `Estimator`; a file a family.
 
 from ppl.estimators.choose import pathwise_choice
 from ppl.estimators.enumerate import Enumerate, support_size
+from ppl.estimators.ignore import Ignore
 from ppl.estimators.protocol import Branches, Estimator, Particle
 from ppl.estimators.reparameterize import Reparameterize
 from ppl.estimators.score_function import ScoreFunction
@@ -13,6 +14,7 @@ __all__ = [
     "Branches",
     "Enumerate",
     "Estimator",
+    "Ignore",
     "Particle",
     "Reparameterize",
     "ScoreFunction",

@@ -14,6 +14,7 @@ from ppl import errors
 from ppl.estimators import Reparameterize
 from ppl.site import SAMPLE, Site, rebind
 from ppl.transforms.draws import sole_value
+from ppl.transforms.expand import expanded
 from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.partition import combine, partition
 from ppl.transforms.plan import SitePlan, chosen_estimator, first_choice, make_plan
@@ -66,7 +67,7 @@ class Expectation:
                 )
             return jnp.asarray(value)
 
-        staged = stage(one, *args, **kwargs)
+        staged = expanded(stage(one, *args, **kwargs))
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return staged
 
@@ -98,7 +99,7 @@ class Expectation:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One unbiased draw, for use inside another objective: sums and scalings of expectations stay unbiased."""
-        staged = stage(self.function, *args, **kwargs)
+        staged = expanded(stage(self.function, *args, **kwargs))
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return run_staged(staged, _Nested())[0]
 

@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.extend.core import primitives as jp
 
 from ppl import errors
+from ppl.estimated import estimated_p
 from ppl.estimators.protocol import unknown
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, SUBSAMPLE, Address, PlateAxis, Site, show, site_p
@@ -97,6 +98,8 @@ def _walk(jaxpr: Jaxpr) -> Iterator[Located]:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
             yield Located(site, axes=axes, operands=tuple(_one_lane(site, i, atom) for i, atom in enumerate(eqn.invars)))
+        elif eqn.primitive is estimated_p:
+            yield from eqn.params["estimated"].located
         elif site_of(eqn) is not None:
             for branch, inner in enumerate(inner_jaxprs(eqn.params)):
                 for located in sites(inner):

@@ -1,0 +1,4 @@
+"""Kinds of density."""
+
+UNBIASED_DENSITY = "unbiased density"
+UNBIASED_LOG_DENSITY = "unbiased log density"
