@@ -1,7 +1,7 @@
 """Notes: marks on values of a program that analyses find and that change nothing.
 
-A note says that a value is of some kind, why, and where the user wrote it. To JAX it is the identity, linear and elementwise: it
-is differentiated and batched through, and compiles to nothing.
+A note says that a value is of some kind, why, and where the user wrote it. To JAX it is the identity: it is differentiated and
+batched through, and compiles to nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -38,7 +39,7 @@ note_p = Primitive("note")
 
 
 def note(value: Any, kind: str, reason: str) -> Any:
-    """The value, every array in it with a note.
+    """The value, every array of real numbers in it with a note.
 
     Example:
         >>> import jax, ppl.notes
@@ -46,7 +47,11 @@ def note(value: Any, kind: str, reason: str) -> Any:
         checked
     """
     mark = Note(kind, reason, user_frame())
-    return jax.tree.map(lambda leaf: note_p.bind(leaf, note=mark), value)
+
+    def write(leaf: Any) -> Any:
+        return note_p.bind(leaf, note=mark) if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(write, value)
 
 
 note_p.def_impl(lambda x, *, note: x)

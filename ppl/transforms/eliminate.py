@@ -8,6 +8,7 @@ out or a `scan`, this is the forward algorithm (Rabiner 1989): T steps of K valu
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +95,7 @@ class Elimination:
             closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             return self.run(closed.jaxpr, closed.consts, operands, live)
         if eqn.primitive is jp.scan_p:
-            return Chain(self, eqn, alone, used).run(operands, live)
+            return Chain(self, eqn, alone, used, operands).run(live)
         if eqn.primitive in (lanes_p, jp.cond_p):
             return self._apart(eqn, alone, operands, used, hidden)
         raise errors.MarginalError(
@@ -210,90 +211,107 @@ class Elimination:
         return sum((factor.array for factor in self.factors), jnp.zeros((), jnp.result_type(float)))
 
 
+class NotAChainError(Exception):
+    """A step of a scan depends on more of its auxiliary variables than those of this step and the last."""
+
+
 class Chain:
-    """The forward recursion over a scan: what a step leaves to the next is read off its own variables alone."""
+    """A scan with auxiliary sites: the forward recursion, where what a step leaves to the next is read off its own variables.
 
-    def __init__(self, around: Elimination, eqn: Any, alone: Jaxpr, used: list[bool]):
-        self.around, self.eqn, self.alone, self.used = around, eqn, alone, used
-        self.n_consts, self.n_carry = scan_sizes(eqn)
+    Otherwise the loop is written out, and its variables are summed out when nothing reads them any more.
+    """
 
-    def run(self, operands: list[Spread], live: frozenset[Axis]) -> list[Spread]:
-        eqn, around = self.eqn, self.around
-        consts, carry = operands[: self.n_consts], operands[self.n_consts : self.n_consts + self.n_carry]
-        n_lead = [len(x.axes) for x in operands[self.n_consts + self.n_carry :]]
-        stacked = [jnp.moveaxis(x.array, n, 0) for x, n in zip(operands[self.n_consts + self.n_carry :], n_lead, strict=True)]
-        axes = [x.axes for x in operands[self.n_consts + self.n_carry :]]
-        inside = {item.site.address for item in sites(self.alone)}
+    def __init__(self, around: Elimination, eqn: Any, alone: Jaxpr, used: list[bool], operands: list[Spread]):
+        self.around, self.eqn, self.used, self.length = around, eqn, used, eqn.params["length"]
+        n_consts, self.n_carry = scan_sizes(eqn)
+        self.consts, self.start = operands[:n_consts], operands[n_consts : n_consts + self.n_carry]
+        xs = operands[n_consts + self.n_carry :]
+        self.axes = [x.axes for x in xs]
+        inside = {item.site.address for item in sites(alone)}
         values = {a: v for a, v in around.values.items() if a in inside}
+        self.slices = ([jnp.moveaxis(x.array, len(x.axes), 0) for x in xs], values)
         if eqn.params["reverse"]:
-            stacked, values = jax.tree.map(lambda x: jnp.flip(x, 0), (stacked, values))
-        outer = live.union(*(o.axes for o in consts), *axes)  # read in every step, or after the last
+            self.slices = jax.tree.map(lambda x: jnp.flip(x, 0), self.slices)
 
-        def step(carry: list[Spread], alpha: list[Spread], slices: Any) -> tuple[list[Spread], list[Spread], list[Spread]]:
-            xs, values = slices
-            sub = Elimination(around.auxiliary, around.nodes, values)
-            sub.factors = alpha
-            closed = eqn.params["jaxpr"]
-            args = [*consts, *carry, *(Spread(x, a) for x, a in zip(xs, axes, strict=True))]
-            outs = sub.run(closed.jaxpr, closed.consts, args, outer)
-            carry, ys = outs[: self.n_carry], outs[self.n_carry :]
-            kept = outer.union(*(c.axes for c in carry))
-            sub.sum_out(kept)
-            return carry, sub.factors, ys
+    def run(self, live: frozenset[Axis]) -> list[Spread]:
+        """The results. The axes in `live` are read later."""
+        outer = live.union(*(o.axes for o in self.consts), *self.axes)  # read in every step, or after the last
+        factors = list(self.around.factors)
+        try:
+            if self.length > 1:
+                return self._recursion(outer)
+        except NotAChainError:
+            self.around.factors = factors
+        return self._written_out(outer)
 
-        moving = {a for c in carry for a in c.axes}
+    def _step(self, carry: Sequence[Spread], factors: list[Spread], slices: Any, outer: frozenset[Axis]) -> Any:
+        xs, values = slices
+        sub = Elimination(self.around.auxiliary, self.around.nodes, values)
+        sub.factors = factors
+        closed = self.eqn.params["jaxpr"]
+        args = [*self.consts, *carry, *(Spread(x, a) for x, a in zip(xs, self.axes, strict=True))]
+        outs = sub.run(closed.jaxpr, closed.consts, args, outer)
+        return outs[: self.n_carry], sub.factors, outs[self.n_carry :]
+
+    def _written_out(self, outer: frozenset[Axis]) -> list[Spread]:
+        carry, columns = self.start, [[] for _ in range(len(self.eqn.outvars) - self.n_carry)]  # type: ignore[var-annotated]
+        for t in range(self.length):
+            seen = outer.union(*(y.axes for column in columns for y in column))
+            slices = jax.tree.map(lambda x, t=t: x[t], self.slices)
+            carry, self.around.factors, ys = self._step(carry, self.around.factors, slices, seen)
+            for column, y, used in zip(columns, ys, self.used[self.n_carry :], strict=True):
+                column.append(y if used else Spread(y.array[(0,) * len(y.axes)]))
+        if self.eqn.params["reverse"]:
+            columns = [column[::-1] for column in columns]
+        stacks = []
+        for column, var in zip(columns, self.eqn.outvars[self.n_carry :], strict=True):
+            stacked = apply(lambda *ys: [jnp.stack(ys)], column) if column else [Spread(jnp.zeros(var.aval.shape, var.aval.dtype))]
+            stacks += stacked
+        return [*carry, *stacks]
+
+    def _recursion(self, outer: frozenset[Axis]) -> list[Spread]:
+        around = self.around
+        moving = {a for c in self.start for a in c.axes}
         alpha = [f for f in around.factors if moving & set(f.axes)]
         around.factors = [f for f in around.factors if not moving & set(f.axes)]
-        if eqn.params["length"] == 0:
-            around.factors += alpha
-            return [*carry, *(Spread(jnp.zeros(v.aval.shape, v.aval.dtype)) for v in eqn.outvars[self.n_carry :])]
-        carry, alpha, ys = step(carry, alpha, jax.tree.map(lambda x: x[0], (stacked, values)))
-        new = self._state(carry, ys, outer)
-        state = tuple(dict.fromkeys(a for c in carry for a in c.axes if a in new))
+        carry, alpha, ys = self._step(self.start, alpha, jax.tree.map(lambda x: x[0], self.slices), outer)
+        first = self._independent(ys)
+        state = self._new(carry, outer)
         lead = [c.axes for c in carry]
-        joint = join([*alpha, *(_ones(axis) for axis in state)])
+        joint = join([*alpha, *map(_ones, state)])
 
         def body(loop: Any, slices: Any) -> Any:
             arrays, weights = loop
             before = [Spread(x, a) for x, a in zip(arrays, lead, strict=True)]
-            after, factors, ys = step(before, [Spread(weights, joint.axes)], slices)
-            found = self._state(after, ys, outer)
-            renamed = dict(zip((a for a in dict.fromkeys(a for c in after for a in c.axes) if a in found), state, strict=False))
-            after = [_rename(c, renamed) for c in after]
+            after, factors, ys = self._step(before, [Spread(weights, joint.axes)], slices, outer)
+            new = self._new(after, outer)
+            names = dict(zip(new, state, strict=False))
+            after = [_rename(c, names) for c in after]
             fits = all(set(c.axes) <= set(a) for c, a in zip(after, lead, strict=True))
-            if len(found) != len(state) or not fits or found & set(state):
-                self._refuse([*found, *state])
-            product = _ordered(_rename(join([*factors, *(_ones(a) for a in renamed)]), renamed), joint.axes)
+            if len(new) != len(state) or set(new) & set(state) or not fits:
+                raise NotAChainError
+            product = _rename(join([*factors, *map(_ones, new)]), names)
             arrays = [_filled(c, a).astype(x.dtype) for c, a, x in zip(after, lead, loop[0], strict=True)]
-            return (arrays, product.array.astype(weights.dtype)), [y.array for y in ys]
+            return (arrays, _filled(product, joint.axes).astype(weights.dtype)), self._independent(ys)
 
-        rest = jax.tree.map(lambda x: x[1:], (stacked, values))
         start = ([c.array for c in carry], joint.array)
-        (arrays, weights), stacks = jax.lax.scan(body, start, rest, length=eqn.params["length"] - 1)
+        rest = jax.tree.map(lambda x: x[1:], self.slices)
+        (arrays, weights), stacks = jax.lax.scan(body, start, rest, length=self.length - 1)
         around.factors.append(Spread(weights, joint.axes))
-        stacks = [jnp.concatenate([y.array[None], more]) for y, more in zip(ys, stacks, strict=True)]
-        if eqn.params["reverse"]:
+        stacks = [jnp.concatenate([jnp.asarray(y)[None], more]) for y, more in zip(first, stacks, strict=True)]
+        if self.eqn.params["reverse"]:
             stacks = [jnp.flip(y, 0) for y in stacks]
-        finals = [Spread(x, a) for x, a in zip(arrays, lead, strict=True)]
-        return [*finals, *map(Spread, stacks)]
+        return [*(Spread(x, a) for x, a in zip(arrays, lead, strict=True)), *map(Spread, stacks)]
 
-    def _state(self, carry: list[Spread], ys: list[Spread], outer: frozenset[Axis]) -> set[Axis]:
+    def _new(self, carry: Sequence[Spread], outer: frozenset[Axis]) -> list[Axis]:
         """The axes that this step leaves to the next."""
-        for i, y in enumerate(ys):
-            if y.axes:
-                if self.used[self.n_carry + i]:
-                    self._refuse(list(y.axes))
-                ys[i] = Spread(y.array[(0,) * len(y.axes)])
-        return {a for c in carry for a in c.axes if a not in outer}
+        return list(dict.fromkeys(a for c in carry for a in c.axes if a not in outer))
 
-    def _refuse(self, axes: Sequence[Axis]) -> None:
-        site = axes[0].site
-        raise errors.MarginalError(
-            f"the chain of {site.name!r} cannot be summed out step by step: what a step computes, or leaves to the next, depends on "
-            f"more than its own auxiliary variables and those of the step before.\n  {site.where}\n"
-            "Write out the loop in Python if it is short, carry the variable itself, or give a proposal= to integrate by importance "
-            "sampling."
-        )
+    def _independent(self, ys: Sequence[Spread]) -> list[Any]:
+        """The stacked results of a step, which the auxiliary variables may not reach, unless nothing reads them."""
+        if any(y.axes and used for y, used in zip(ys, self.used[self.n_carry :], strict=True)):
+            raise NotAChainError
+        return [y.array[(0,) * len(y.axes)] for y in ys]
 
 
 def apply(function: Callable[..., list[Any]], operands: Sequence[Spread], *more: Axis) -> list[Spread]:
@@ -344,7 +362,8 @@ def _alone(jaxpr: Jaxpr, eqn: Any) -> Jaxpr:
 def _refuse_many(axes: set[Axis]) -> None:
     count = math.prod(axis.size for axis in axes)
     if count > LIMIT:
-        names = ", ".join(f"{show(axis.site.address)!r} ({axis.size})" for axis in axes)
+        times = collections.Counter((show(axis.site.address), axis.size) for axis in axes)
+        names = ", ".join(f"{name!r} ({size} values" + (f", {n} times)" if n > 1 else ")") for (name, size), n in times.items())
         raise errors.MarginalError(
             f"the values of {names} act together, {count:.3g} combinations; the limit is {LIMIT}.\n"
             f"  {next(iter(axes)).site.where}\n"

@@ -16,6 +16,7 @@ from ppl.site import SAMPLE, Site, rebind
 from ppl.transforms.draws import sole_value
 from ppl.transforms.expand import expanded
 from ppl.transforms.interpret import Inputs, run_staged
+from ppl.transforms.kinds import refuse_misuse
 from ppl.transforms.partition import combine, partition
 from ppl.transforms.plan import SitePlan, chosen_estimator, first_choice, make_plan
 from ppl.transforms.resolve import resolve
@@ -68,6 +69,7 @@ class Expectation:
             return jnp.asarray(value)
 
         staged = expanded(stage(one, *args, **kwargs))
+        refuse_misuse(staged.jaxpr.jaxpr)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return staged
 
