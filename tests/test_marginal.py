@@ -1,0 +1,518 @@
+"""Marginal programs against exact densities: enumeration of all traces, closed forms, and contracts of estimates by z-scores."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from numpyro.distributions import transforms
+
+import ppl
+import ppl.distributions as dist
+from ppl import errors
+from ppl.estimators import ScoreFunction
+from ppl.notes import note
+from ppl.transforms.kinds import UNBIASED_DENSITY, UNBIASED_LOG_DENSITY, uses_of
+from ppl.transforms.stage import stage
+
+KEY = jax.random.key(11)
+N = 20_000
+BOUND = 4.5  # |z| of every comparison; 1e-5 of a false alarm each, over about 60 of them
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def z_score(draws, exact):
+    draws = np.asarray(draws, float)
+    return np.abs((draws.mean(0) - exact) / (draws.std(0) / np.sqrt(len(draws)) + 1e-6 * (1.0 + np.abs(exact)))).max()
+
+
+def estimates(function, n=N):
+    return jax.jit(jax.vmap(function))(jax.random.split(KEY, n))
+
+
+# What is integrated by sampling.
+
+
+@ppl.program
+def shifted():  # x ~ Normal(0, sqrt(1.09))
+    u = ppl.sample("u", dist.Normal(0.0, 0.3))
+    ppl.sample("x", dist.Normal(u, 1.0))
+
+
+@ppl.program
+def reverse(mean=0.1, scale=0.4):
+    ppl.sample("u", dist.Normal(mean, scale))
+
+
+@ppl.program
+def twice_shifted():  # x ~ Normal(0.2, sqrt(1.25))
+    v = ppl.sample("v", dist.Normal(0.2, 0.4))
+    u = ppl.sample("u", dist.Normal(v, 0.3))
+    ppl.sample("x", dist.Normal(u, 1.0))
+
+
+@ppl.program
+def wide(mean=0.0):
+    ppl.sample("v", dist.Normal(mean, 0.5))
+
+
+@ppl.program
+def hierarchical_reverse():  # u ~ Normal(0.1, 0.5), itself a marginal
+    w = ppl.sample("w", dist.Normal(0.1, 0.3))
+    ppl.sample("u", dist.Normal(w, 0.4))
+
+
+@ppl.program
+def guess():
+    ppl.sample("w", dist.Normal(0.0, 0.4))
+
+
+def by_x(trace):
+    return reverse(0.1 * trace["x"], 0.35)
+
+
+def inner_marginal():
+    return ppl.marginal(twice_shifted(), keep=("u", "x"), proposal=lambda t: wide(0.6 * t["u"]), particles=2)
+
+
+@ppl.program
+def lanes():
+    ppl.plate("points", lambda _: ppl.sample("sub", ppl.marginal(shifted(), keep="x", proposal=reverse(), particles=2)))(
+        jnp.arange(2)
+    )
+
+
+@ppl.program
+def scanned():
+    def step(before, _):
+        @ppl.program
+        def moved():
+            u = ppl.sample("u", dist.Normal(before, 0.3))
+            ppl.sample("x", dist.Normal(u, 1.0))
+
+        x = ppl.sample("sub", ppl.marginal(moved(), keep="x", proposal=lambda t: reverse(t["x"] / 2, 0.5), particles=2))["x"]
+        return x, None
+
+    jax.lax.scan(step, 0.0, None, length=2)
+
+
+NEARLY = np.sqrt(1.09)
+CASES = {
+    "one particle": (ppl.marginal(shifted(), "x", proposal=reverse()), {"x": 0.5}, [(0.0, NEARLY)]),
+    "three, by x": (ppl.marginal(shifted(), "x", proposal=by_x, particles=3), {"x": 0.5}, [(0.0, NEARLY)]),
+    "in a marginal": (
+        ppl.marginal(inner_marginal(), "x", proposal=reverse(), particles=2),
+        {"x": 0.5},
+        [(0.2, np.sqrt(1.25))],
+    ),
+    "proposed by one": (
+        ppl.marginal(shifted(), "x", proposal=ppl.marginal(hierarchical_reverse(), "u", proposal=guess(), particles=2)),
+        {"x": 0.5},
+        [(0.0, NEARLY)],
+    ),
+    "vmap": (lanes(), {"sub": {"x": jnp.array([0.5, -1.0])}}, [(0.0, NEARLY)] * 2),
+    "scan": (scanned(), {"sub": {"x": jnp.array([0.5, -1.0])}}, [(0.0, NEARLY), (0.5, NEARLY)]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_contracts(name):
+    """E[w] = p(x) where x is scored; E[1/w | x] = 1/p(x) where it is drawn, so that E[g(x)/w] is the integral of g."""
+    program, trace, normals = CASES[name]
+    log_w = estimates(lambda key: ppl.seed(lambda: program.log_density(trace))(key))
+    x = jnp.ravel(jax.tree.leaves(trace)[0])
+    exact = np.prod([scipy.stats.norm.pdf(value, *normal) for value, normal in zip(x, normals, strict=True)])
+    assert z_score(jnp.exp(log_w), exact) < BOUND
+    assert np.std(log_w) > 0.01
+    drawn, log_w = estimates(program.simulate)
+    xs = jnp.reshape(jax.tree.leaves(drawn)[0], (N, -1))
+    for mean in (-0.5, 0.7):
+        log_g = dist.Normal(mean, 0.6).log_prob(xs).sum(-1)
+        assert z_score(jnp.exp(log_g - log_w), 1.0) < BOUND
+
+
+def test_the_density_that_another_library_gets_wrong():
+    with jax.enable_x64(True):
+        exact = float(ppl.marginal(shifted(), keep="x", nodes=30).log_density({"x": 0.5}))
+    assert exact == pytest.approx(scipy.stats.norm.logpdf(0.5, 0.0, NEARLY), abs=1e-9)
+    assert np.exp(exact) == pytest.approx(0.3407, abs=1e-4)
+
+
+# Bounds: a Gaussian target, u ~ N(a, .6), x ~ N(u, .5), r(u | x) = N(.4 x, .7).
+
+THETA = jnp.array([0.3, -0.6])
+
+
+@ppl.program
+def target():
+    ppl.sample("x", dist.Normal(1.0, 0.8))
+
+
+@ppl.program
+def family(theta):
+    u = ppl.sample("u", dist.Normal(theta[0], 0.6))
+    ppl.sample("x", dist.Normal(u, jnp.exp(theta[1])))
+
+
+@ppl.program
+def back(trace):
+    ppl.sample("u", dist.Normal(0.4 * trace["x"], 0.7))
+
+
+def hierarchical(theta, particles):
+    return ppl.marginal(family(theta), keep="x", proposal=back, particles=particles)
+
+
+@ppl.expectation
+def hvi(theta):
+    trace, log_q = ppl.simulate(hierarchical(theta, 1))
+    return target().log_density(trace) - log_q
+
+
+@ppl.expectation
+def iwhvi(theta, particles=2):
+    trace, log_q = ppl.simulate(hierarchical(theta, particles))
+    return target().log_density(trace) - log_q
+
+
+@ppl.expectation
+def diwhvi(theta):
+    def log_weight(_):
+        trace, log_q = ppl.simulate(hierarchical(theta, 1))
+        return target().log_density(trace) - log_q
+
+    return jax.nn.logsumexp(jax.vmap(log_weight)(jnp.arange(2))) - jnp.log(2.0)
+
+
+def quadrature(function, dimensions, nodes=20):
+    """The expectation of a function of independent standard normals."""
+    t, w = np.polynomial.hermite_e.hermegauss(nodes)
+    grid = jnp.stack(jnp.meshgrid(*[t] * dimensions, indexing="ij"), -1).reshape(-1, dimensions)
+    weights = jnp.asarray(np.prod(np.stack(np.meshgrid(*[w / w.sum()] * dimensions, indexing="ij"), -1), -1).ravel())
+    return lambda theta: weights @ jax.vmap(lambda e: function(theta, e))(grid)
+
+
+def _draw(theta, e):
+    u = theta[0] + 0.6 * e[0]
+    return u, u + jnp.exp(theta[1]) * e[1]
+
+
+def _log_joint(theta, u, x):
+    return dist.Normal(theta[0], 0.6).log_prob(u) + dist.Normal(u, jnp.exp(theta[1])).log_prob(x)
+
+
+def _log_ratio(theta, u, x):
+    return _log_joint(theta, u, x) - dist.Normal(0.4 * x, 0.7).log_prob(u)
+
+
+def _exact_iwhvi(theta, e):
+    u, x = _draw(theta, e)
+    others = [0.4 * x + 0.7 * noise for noise in e[2:]]
+    log_q = jax.nn.logsumexp(jnp.stack([_log_ratio(theta, v, x) for v in (u, *others)])) - jnp.log(1.0 + len(others))
+    return dist.Normal(1.0, 0.8).log_prob(x) - log_q
+
+
+def _exact_diwhvi(theta, e):
+    return jax.nn.logsumexp(jnp.stack([_exact_iwhvi(theta, e[:2]), _exact_iwhvi(theta, e[2:])])) - jnp.log(2.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "exact"),
+    [(hvi, quadrature(_exact_iwhvi, 2)), (iwhvi, quadrature(_exact_iwhvi, 3)), (diwhvi, quadrature(_exact_diwhvi, 4))],
+)
+def test_hierarchical_bounds_and_their_gradients(objective, exact):
+    values, grads = estimates(lambda key: objective.value_and_grad(key, THETA))
+    assert z_score(values, float(exact(THETA))) < BOUND
+    assert z_score(grads, np.asarray(jax.grad(exact)(THETA))) < BOUND
+
+
+def test_more_particles_tighten_the_bound_towards_the_exact_one():
+    def bound(particles):
+        return np.asarray(estimates(lambda key: iwhvi.estimate(key, THETA, particles)))
+
+    def exact(theta, e):
+        x = theta[0] + jnp.sqrt(0.36 + jnp.exp(2 * theta[1])) * e[0]
+        log_q = dist.Normal(theta[0], jnp.sqrt(0.36 + jnp.exp(2 * theta[1]))).log_prob(x)
+        return dist.Normal(1.0, 0.8).log_prob(x) - log_q
+
+    bounds = [bound(particles) for particles in (1, 4, 64)]
+    for looser, tighter in itertools.pairwise(bounds):
+        assert (tighter.mean() - looser.mean()) > 4 * np.hypot(looser.std(), tighter.std()) / np.sqrt(N)
+    limit = float(quadrature(exact, 1)(THETA))
+    assert bounds[1].mean() < limit
+    assert abs(bounds[2].mean() - limit) < 0.02
+
+
+def test_auxiliaries_keep_their_gradient_estimators():
+    """The score function of u, which is no choice of the marginal's, gives the same gradient with more variance."""
+
+    @ppl.expectation
+    def by_score(theta):
+        mixture = ppl.marginal(family(theta).with_estimators(u=ScoreFunction()), keep="x", proposal=back)
+        trace, log_q = ppl.simulate(mixture)
+        return target().log_density(trace) - log_q
+
+    _, grads = estimates(lambda key: by_score.value_and_grad(key, THETA))
+    assert z_score(grads, np.asarray(jax.grad(quadrature(_exact_iwhvi, 2))(THETA))) < BOUND
+    _, pathwise = estimates(lambda key: hvi.value_and_grad(key, THETA))
+    assert grads.std(0)[0] > 1.5 * pathwise.std(0)[0]
+
+
+# Exact sums against the sum over all traces.
+
+TRANSITION = jnp.array([[0.8, 0.2], [0.3, 0.7]])
+
+
+def _emit(z, address="y"):
+    ppl.sample(address, dist.Normal(2.0 * z, 0.7))
+
+
+def _next(z):
+    return ppl.sample("z", dist.Categorical(probs=TRANSITION[z]))
+
+
+@ppl.program
+def chain(reverse=False):
+    def step(carry, _):
+        z, n = carry
+        z = _next(z)
+        _emit(z)
+        return (z, n + 1), z
+
+    start = ppl.sample("start", dist.Bernoulli(probs=0.4))
+    (z, n), _ = jax.lax.scan(step, (start, 0), None, length=4, reverse=reverse)
+    ppl.sample("end", dist.Normal(1.0 * z * n + start, 1.0))
+
+
+@ppl.program
+def written_out():
+    z = ppl.sample("start", dist.Bernoulli(probs=0.4))
+    for t in range(4):
+        z = ppl.sample(f"z{t}", dist.Categorical(probs=TRANSITION[z]))
+        _emit(z, f"y{t}")
+
+
+@ppl.program
+def remembering():
+    def step(total, _):
+        z = ppl.sample("z", dist.Bernoulli(probs=0.3))
+        _emit(total + z)
+        return total + z, z
+
+    _, zs = jax.lax.scan(step, 0, None, length=4)
+    ppl.sample("end", dist.Normal(1.0 * zs[0] * zs[3], 1.0))
+
+
+@ppl.program
+def mapped():
+    def point(w):
+        z = ppl.sample("z", dist.Binomial(2, probs=w))
+        _emit(z)
+
+    jax.vmap(point)(jnp.array([0.2, 0.5, 0.7]))
+
+
+@ppl.program
+def mapped_chains():
+    def lane(p):
+        def step(z, _):
+            z = _next(z)
+            _emit(z)
+            return z, None
+
+        jax.lax.scan(step, ppl.sample("start", dist.Bernoulli(probs=p)), None, length=2)
+
+    jax.vmap(lane)(jnp.array([0.2, 0.6]))
+
+
+@ppl.program
+def branching():
+    z = ppl.sample("start", dist.Bernoulli(probs=0.4))
+
+    def more():
+        _emit(ppl.sample("z", dist.Categorical(probs=jnp.array([0.2, 0.5, 0.3]))))
+
+    jax.lax.cond(z == 1, more, lambda: _emit(0.5))
+
+
+EXACT = {
+    "scan": (chain(), ["y", "end"]),
+    "scan backwards": (chain(reverse=True), ["y", "end"]),
+    "written out": (written_out(), ["y0", "y1", "y2", "y3"]),
+    "no chain": (remembering(), ["y", "end"]),
+    "vmap": (mapped(), ["y"]),
+    "scan in vmap": (mapped_chains(), ["y"]),
+    "cond": (branching(), ["y"]),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_sums_equal_the_sum_over_all_traces(name):
+    program, keep = EXACT[name]
+    shapes = ppl.trace_shapes(program)
+    kept = {a: jnp.linspace(-0.4, 2.2, int(np.prod(shapes[a].shape))).reshape(shapes[a].shape) for a in keep}
+    hidden = [a for a in shapes if a not in keep]
+    sizes = [int(np.prod(shapes[a].shape)) for a in hidden]
+    values = 2 if name not in ("vmap", "cond") else 3
+    combinations = np.array(list(itertools.product(range(values), repeat=sum(sizes))))
+    if "start" in hidden:
+        combinations = combinations[combinations[:, sum(sizes[: hidden.index("start")])] < 2]
+
+    def joint(kept):
+        def one(row):
+            parts = jnp.split(row, np.cumsum(sizes)[:-1])
+            aux = {a: part.reshape(shapes[a].shape) for a, part in zip(hidden, parts, strict=True)}
+            return program.log_density(kept | aux)
+
+        logs = jax.vmap(one)(jnp.asarray(combinations))
+        if name == "cond":  # where z is not drawn, its three values stand for one
+            logs = jnp.where((combinations[:, hidden.index("start")] == 0) & (combinations[:, hidden.index("z")] > 0), -jnp.inf, logs)
+        return jax.nn.logsumexp(logs)
+
+    marginal = ppl.marginal(program, keep=keep)
+    value, grad = jax.value_and_grad(marginal.log_density)(kept)
+    expected, expected_grad = jax.value_and_grad(joint)(kept)
+    np.testing.assert_allclose(value, expected, atol=1e-9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), grad, expected_grad)
+    trace, log_p = marginal.simulate(KEY)
+    np.testing.assert_allclose(log_p, joint(trace), atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_long_chain_takes_steps_and_no_combinations():
+    probs = jnp.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+
+    @ppl.program
+    def hidden_markov():
+        def step(z, _):
+            z = ppl.sample("z", dist.Categorical(probs=probs[z]))
+            _emit(z)
+            return z, None
+
+        jax.lax.scan(step, 0, None, length=500)
+
+    y = jnp.sin(jnp.arange(500.0)) + 1.0
+    alpha, total = np.array([1.0, 0.0, 0.0]), 0.0
+    for value in y:
+        alpha = (alpha @ probs) * scipy.stats.norm.pdf(value, 2.0 * np.arange(3), 0.7)
+        total, alpha = total + np.log(alpha.sum()), alpha / alpha.sum()
+    assert ppl.marginal(hidden_markov(), keep="y").log_density({"y": y}) == pytest.approx(total, abs=1e-6)
+
+
+# Quadrature.
+
+
+def _given(prior, likelihood):
+    @ppl.program
+    def model():
+        u = ppl.sample("u", prior)
+        ppl.sample("x", likelihood(u))
+
+    return model()
+
+
+def _normals(u):
+    return dist.Normal(u.sum(), 1.0)
+
+
+QUADRATURES = {
+    "normal": (dist.Normal(1.0, 2.0), lambda u: dist.Normal(u, 0.8), 1.5, 100, dist.Normal(1.0, np.sqrt(4.64)).log_prob),
+    "three normals": (dist.Normal(jnp.zeros(3), 0.5), _normals, 1.5, 16, dist.Normal(0.0, np.sqrt(1.75)).log_prob),
+    "uniform": (
+        dist.Uniform(-1.0, 2.0),
+        lambda u: dist.Normal(u, 0.5),
+        1.5,
+        40,
+        lambda x: np.log((scipy.stats.norm.cdf(2 * (x + 1.0)) - scipy.stats.norm.cdf(2 * (x - 2.0))) / 3.0),
+    ),
+    "gamma": (dist.Gamma(2.5, 1.5), dist.Poisson, 4, 80, dist.GammaPoisson(2.5, 1.5).log_prob),
+    "exponential": (dist.Exponential(0.7), dist.Exponential, 1.5, 80, lambda x: np.log(0.7 / (0.7 + x) ** 2)),
+    "beta": (dist.Beta(0.7, 1.8), lambda u: dist.Binomial(5, u), 2, 80, dist.BetaBinomial(0.7, 1.8, 5).log_prob),
+    "lognormal": (
+        dist.LogNormal(0.2, 0.4),
+        lambda u: dist.Normal(u, 1.0),
+        1.5,
+        60,
+        lambda x: np.log(
+            scipy.integrate.quad(lambda u: scipy.stats.lognorm.pdf(u, 0.4, scale=np.exp(0.2)) * scipy.stats.norm.pdf(x - u), 0, 30)[0]
+        ),
+    ),
+    "logistic": (
+        dist.Logistic(0.2, 0.5),
+        lambda u: dist.Normal(u, 1.0),
+        1.5,
+        80,
+        lambda x: np.log(
+            scipy.integrate.quad(lambda u: scipy.stats.logistic.pdf(u, 0.2, 0.5) * scipy.stats.norm.pdf(x - u), -30, 30)[0]
+        ),
+    ),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", QUADRATURES)
+def test_quadrature_agrees_with_closed_forms(name):
+    prior, likelihood, x, nodes, exact = QUADRATURES[name]
+    program = ppl.marginal(_given(prior, likelihood), keep="x", nodes=nodes)
+    assert float(program.log_density({"x": x})) == pytest.approx(float(exact(x)), abs=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_quadrature_beside_a_sum():
+    @ppl.program
+    def model():
+        z = ppl.sample("z", dist.Bernoulli(probs=0.3))
+        u = ppl.sample("u", dist.Normal(2.0 * z, 0.5 + z))
+        ppl.sample("x", dist.Normal(u, 1.0))
+
+    exact = 0.7 * scipy.stats.norm.pdf(1.0, 0.0, np.sqrt(1.25)) + 0.3 * scipy.stats.norm.pdf(1.0, 2.0, np.sqrt(3.25))
+    assert float(ppl.marginal(model(), "x", nodes=60).log_density({"x": 1.0})) == pytest.approx(np.log(exact), abs=1e-6)
+
+
+# MixFlow (Xu & Campbell 2023): a uniform mixture over the iterates of a map.
+
+POWER = transforms.ComposeTransform(
+    [transforms.SigmoidTransform(), transforms.PowerTransform(jnp.asarray(1.7)), transforms.SigmoidTransform().inv]
+)
+
+
+@ppl.program
+def mixflow(mean, iterates=4):
+    def after(k):
+        base = dist.Normal(mean, 1.0)
+        return lambda: ppl.sample("x", dist.TransformedDistribution(base, [POWER] * k) if k else base)
+
+    n = ppl.sample("n", dist.Categorical(probs=jnp.full(iterates, 1.0 / iterates)))
+    jax.lax.switch(n, [after(k) for k in range(iterates)])
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_mixture_over_the_iterates_of_a_map_has_its_exact_density():
+    def before(y, k):
+        for _ in range(k):
+            p = jax.nn.sigmoid(y) ** (1.0 / 1.7)
+            y = jnp.log(p) - jnp.log1p(-p)
+        return y
+
+    def exact(mean, y):
+        terms = [
+            jax.scipy.stats.norm.pdf(before(y, k), mean) * jnp.abs(jax.grad(before)(y, k)) for k in range(4)
+        ]
+        return jnp.log(sum(terms) / 4)
+
+    flow = ppl.marginal(mixflow(0.3), keep="x")
+    for y in (-2.0, 0.1, 1.3):
+        assert float(flow.log_density({"x": y})) == pytest.approx(float(exact(0.3, y)), abs=1e-9)
+    trace, log_q = flow.simulate(KEY)
+    assert float(log_q) == pytest.approx(float(exact(0.3, trace["x"])), abs=1e-9)
+    slope = jax.grad(lambda mean: ppl.marginal(mixflow(mean), keep="x").log_density({"x": 0.7}))(0.3)
+    assert float(slope) == pytest.approx(float(jax.grad(exact)(0.3, 0.7)), abs=1e-9)
