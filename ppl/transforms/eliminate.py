@@ -79,9 +79,7 @@ class Elimination:
                 self.sum_out(later(i))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(
-        self, eqn: Any, alone: Jaxpr, operands: list[Spread], used: list[bool], live: frozenset[Axis]
-    ) -> list[Spread]:
+    def equation(self, eqn: Any, alone: Jaxpr, operands: list[Spread], used: list[bool], live: frozenset[Axis]) -> list[Spread]:
         """One equation. The axes in `live` are read after it."""
         hidden = self._hidden(alone)
         if eqn.primitive is site_p and not hidden:
@@ -187,7 +185,9 @@ class Elimination:
                 branches = [lambda args, closed=closed: alone(closed, args, values) for closed in eqn.params["branches"]]
                 return [jax.lax.switch(args[0], branches, args[1:])]
             axes = [0 if there else None for there in eqn.params["batched"]]
-            lane = jax.vmap(lambda args, values: alone(eqn.params["jaxpr"], args, values), (axes, 0), axis_size=eqn.params["size"])
+            lane = jax.vmap(
+                lambda args, values: alone(eqn.params["jaxpr"], args, values), (axes, 0), axis_size=eqn.params["size"]
+            )
             return [jnp.sum(lane(list(args), values))]
 
         self.factors += apply(evaluate, operands)
@@ -265,7 +265,9 @@ class Chain:
             columns = [column[::-1] for column in columns]
         stacks = []
         for column, var in zip(columns, self.eqn.outvars[self.n_carry :], strict=True):
-            stacked = apply(lambda *ys: [jnp.stack(ys)], column) if column else [Spread(jnp.zeros(var.aval.shape, var.aval.dtype))]
+            stacked = (
+                apply(lambda *ys: [jnp.stack(ys)], column) if column else [Spread(jnp.zeros(var.aval.shape, var.aval.dtype))]
+            )
             stacks += stacked
         return [*carry, *stacks]
 

@@ -109,9 +109,7 @@ def marginal(
     return Bound(integrated)
 
 
-def _split(
-    jaxpr: Jaxpr, table: list[Located], names: tuple[Address, ...], where: Where
-) -> tuple[list[Located], list[Located]]:
+def _split(jaxpr: Jaxpr, table: list[Located], names: tuple[Address, ...], where: Where) -> tuple[list[Located], list[Located]]:
     """The latent variables that are kept, and the auxiliary ones."""
     latents = {a: item for a, item in density_addresses(table).items() if item.site.kind == SAMPLE}
     for name in names:
@@ -293,5 +291,3 @@ class ImportanceSampling(_Marginal):
 
 
 _PROPOSAL = "<proposal>"
-
-

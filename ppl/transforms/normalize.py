@@ -73,9 +73,7 @@ def normalize(program: Bound, *, proposal: Bound, particles: int, estimator: Est
         table = sites(target.jaxpr.jaxpr)
         check_addresses(table)
         refuse_subsamples(target.jaxpr.jaxpr, where)
-        latents = [
-            item for item in density_addresses(table).values() if item.site.kind == SAMPLE and not has_value(item.site)
-        ]
+        latents = [item for item in density_addresses(table).values() if item.site.kind == SAMPLE and not has_value(item.site)]
         if not latents:
             raise errors.MarginalError(f"the program has no latent variable to draw.\n  {where}")
         drawn = staged_proposal(proposal, [], latents, where)

@@ -98,9 +98,7 @@ class Simulate(Density):
             return estimated.outs({**known, **values}), log_density
 
         outs, log_density = choices_of(both, estimated.prefix)
-        values = {
-            item.site.address: value for item, value in zip(estimated.located, outs, strict=True) if self.records(item)
-        }
+        values = {item.site.address: value for item, value in zip(estimated.located, outs, strict=True) if self.records(item)}
         return outs, Record(values, estimated.finish(operands, log_density))
 
 
