@@ -145,7 +145,7 @@ def modify(
         value = values[next(iter(named.values()))]
         old = getattr(operands, verb)
         new = value if old is None else (old * value if verb == "scale" else jnp.logical_and(old, value))
-        operands = operands._replace(**{verb: new})
+        operands = operands._replace(scale=new) if verb == "scale" else operands._replace(mask=new)
         leaves, tree = jax.tree.flatten(operands)
         return dataclasses.replace(estimated, tree=tree), leaves
     if verb == "scale":
@@ -184,5 +184,9 @@ def _differentiate(primals: Any, tangents: Any, *, estimated: Estimated) -> Any:
     )
 
 
-mlir.register_lowering(estimated_p, lambda _, *leaves, estimated: refuse_lowering(estimated.site))
+def _lower(ctx: Any, *leaves: Any, estimated: Estimated) -> Any:
+    refuse_lowering(estimated.site)
+
+
+mlir.register_lowering(estimated_p, _lower)
 ad.primitive_jvps[estimated_p] = _differentiate

@@ -1,4 +1,4 @@
-"""Marginal programs against exact densities: enumeration of all traces, closed forms, and contracts of estimates by z-scores."""
+"""Contracts of estimated densities, and the bounds that families with them give, against exact values by z-scores."""
 
 import itertools
 
@@ -6,27 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
 import scipy.stats
-from numpyro.distributions import transforms
 
 import ppl
 import ppl.distributions as dist
-from ppl import errors
 from ppl.estimators import ScoreFunction
-from ppl.notes import note
-from ppl.transforms.kinds import UNBIASED_DENSITY, UNBIASED_LOG_DENSITY, uses_of
-from ppl.transforms.stage import stage
 
 KEY = jax.random.key(11)
 N = 20_000
 BOUND = 4.5  # |z| of every comparison; 1e-5 of a false alarm each, over about 60 of them
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def z_score(draws, exact):

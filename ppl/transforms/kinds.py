@@ -20,6 +20,7 @@ from ppl import errors
 from ppl.lanes import inner_jaxprs
 from ppl.notes import Note, note_p
 from ppl.site import site_p
+from ppl.transforms.interpret import scan_sizes
 
 UNBIASED_DENSITY = "unbiased density"
 UNBIASED_LOG_DENSITY = "unbiased log density"
@@ -89,9 +90,7 @@ class _Flow:
         if len(inner) == 1 and len(inner[0].invars) == len(ins) and eqn.primitive is not jp.scan_p:
             return self.run(inner[0], ins)
         if eqn.primitive is jp.scan_p:
-            n_carry = sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(eqn.outvars, inner[0].outvars, strict=True))
-            n_xs = sum(len(a.aval.shape) > len(b.aval.shape) for a, b in zip(eqn.invars, inner[0].invars, strict=True))
-            first = len(ins) - n_xs - n_carry
+            first, n_carry = scan_sizes(eqn)
             while True:
                 outs = self.run(inner[0], ins)
                 carry = [_union(pair) for pair in zip(ins[first : first + n_carry], outs[:n_carry], strict=True)]

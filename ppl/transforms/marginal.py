@@ -17,8 +17,20 @@ from ppl.estimated import Changes, Estimated, EstimatedOperands, Values, bind, e
 from ppl.lanes import inner_jaxprs, lanes_p
 from ppl.notes import note
 from ppl.program import Bound, inline
-from ppl.site import DETERMINISTIC, SAMPLE, SUBSAMPLE, Address, Where, has_value, restore, show, site_p, user_frame
-from ppl.transforms.compare import mismatch_table
+from ppl.site import (
+    DETERMINISTIC,
+    SAMPLE,
+    SUBSAMPLE,
+    Address,
+    Where,
+    describe_support,
+    has_value,
+    restore,
+    show,
+    site_p,
+    user_frame,
+)
+from ppl.transforms.compare import contains, mismatch_table
 from ppl.transforms.eliminate import Elimination
 from ppl.transforms.kinds import UNBIASED_DENSITY
 from ppl.transforms.log_density import log_density
@@ -188,6 +200,13 @@ def staged_proposal(proposal: Any, kept: Sequence[Located], hidden: Sequence[Loc
         raise errors.ModelFamilyMismatchError(
             "the variables to integrate (under `model`) and the proposal (under `family`) disagree:\n" + wrong + f"\n  {where}"
         )
+    for item in hidden:
+        if contains(drawn[item.site.address].site, item.site) is False:
+            raise errors.MarginalError(
+                f"the proposal draws {item.site.name!r} from {describe_support(drawn[item.site.address].site.support)} alone, a part "
+                f"of its support, {describe_support(item.site.support)}: the rest would be left out of the integral.\n"
+                f"  {drawn[item.site.address].site.where}\nPropose from a distribution that covers the support."
+            )
     if not is_sampler(closed.jaxpr):
         raise errors.MarginalError(
             "the proposal holds an observation, a factor, a mask or a scale, so that it does not draw from the density that it "

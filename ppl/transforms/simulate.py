@@ -15,9 +15,9 @@ from ppl.address import nest
 from ppl.densities import cost, factor_cost
 from ppl.estimated import Estimated
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Address, PlateAxis, Site, lanes, rebind
+from ppl.transforms.expand import Expand
 from ppl.transforms.interpret import Record, run_staged
 from ppl.transforms.modify import Program, prepare
-from ppl.transforms.expand import Expand
 from ppl.transforms.stage import Located, stage
 
 
@@ -105,7 +105,13 @@ class Simulate(Density):
 def choices_of(function: Callable[[], Any], prefix: Address) -> Any:
     """The result of a function whose random choices become those of the caller, under a prefix."""
     staged = stage(function)
-    return run_staged(staged, Expand(prefix, simulated=True))[0]
+    try:
+        return run_staged(staged, Expand(prefix, simulated=True))[0]
+    except errors.OutsideProgramError as error:
+        raise errors.OutsideProgramError(
+            f"{error.args[0]}\nThe density that was asked for is estimated from random draws. With a key it is "
+            "ppl.seed(bound.log_density)(key, trace)."
+        ) from None
 
 
 def simulate(program: Program) -> tuple[Any, Any]:
