@@ -1,8 +1,8 @@
-"""Programs inside programs whose densities are integrals: one equation that holds how to draw their values and how to score these.
+"""Programs whose densities are integrals, in other programs: one equation that holds how to draw values and score them.
 
-`marginal` and `normalize` bind it. `simulate` and `log_density` put the one half or the other in its place, and the random choices
-that these take (auxiliary variables, particles) become random choices of whoever asked for the density. Until then it
-stays whole, also under `vmap`, where it stands in `lanes`.
+`marginal` and `normalize` bind it. `simulate` and `log_density` put the one half or the other in its place, and the random
+choices that these take (auxiliary variables, particles) become random choices of whoever asked for the density. Until then
+it stays whole, also under `vmap`, where it stands in `lanes`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class EstimatedOperands(NamedTuple):
 class Estimated:
     """Everything static about an estimated program.
 
-    `tree` restores its `EstimatedOperands`; `located` are the sites that it has for the program around it, of the kinds that they
-    have after the changes, with `prefix` before their addresses; `changes[i]` is a verb and what it says that is no array.
+    `tree` restores its `EstimatedOperands`; `located` are the sites that it has for the program around it, of the kinds that
+    they have after the changes, with `prefix` before their addresses; `changes[i]` is a verb and what it says that is no array.
     """
 
     integral: Integral

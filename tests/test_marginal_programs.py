@@ -228,7 +228,7 @@ def test_the_kind_of_a_density_travels_to_where_it_is_used():
     assert "importance sampling with 2 particles" in reason
     assert "test_marginal_programs.py" in reason
     assert [operation for operation, _ in uses(in_a_scan)] == [None]
-    assert {operation for operation, _ in uses(lambda: dbound.function(THETA))} == {"reduce_max", "exp"}
+    assert {operation for operation, _ in uses(lambda: tighter.function(THETA))} == {"reduce_max", "exp"}
     assert uses(lambda: ALIKE.log_density({"u": 0.1, "x": 0.5})) == []
 
 

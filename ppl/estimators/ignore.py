@@ -16,8 +16,8 @@ from ppl.site import Site
 class Ignore(OneValue):
     """A draw whose dependence on parameters is left out of the gradient. Values are right, gradients are biased.
 
-    For resampling steps, where the score function of the index is noisy (as in variational sequential Monte Carlo; Naesseth et al.
-    2018, sec. 3). To stop gradients on purpose, as in wake-sleep, use `.detach()`.
+    For resampling steps, where the score function of the index is noisy (as in variational sequential Monte Carlo; Naesseth et
+    al. 2018, sec. 3). To stop gradients on purpose, as in wake-sleep, use `.detach()`.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist

@@ -1,8 +1,8 @@
 """Exact sums and quadrature: the log density of some values of a program, its other variables eliminated one by one.
 
-The program is run once, in order. An auxiliary variable takes all of its values (or quadrature nodes) along an axis of its own, and
-whatever is computed from it carries that axis. The density is a product of factors over these axes, and an axis
-is summed out as soon as nothing that is still to come reads it (variable elimination; Zhang & Poole 1994). Along a loop, written
+The program is run once, in order. An auxiliary variable takes all of its values (or quadrature nodes) along an axis of its
+own, and whatever is computed from it carries that axis. The density is a product of factors over these axes, and an axis is
+summed out as soon as nothing that is still to come reads it (variable elimination; Zhang & Poole 1994). Along a loop, written
 out or a `scan`, this is the forward algorithm (Rabiner 1989): T steps of K values cost T K^2.
 """
 
@@ -169,8 +169,8 @@ class Elimination:
         """Lanes and branches whose auxiliary variables nothing outside reads: each sums out its own."""
         if any(used):
             raise errors.MarginalError(
-                f"{hidden[0].site.name!r} stands in a {eqn.primitive.name} whose results are read outside, so it cannot be summed out "
-                f"there.\n  {hidden[0].site.where}\nPut ppl.marginal inside of the vmap or branch, or give a proposal=."
+                f"{hidden[0].site.name!r} stands in a {eqn.primitive.name} whose results are read outside, so it cannot be "
+                f"summed out there.\n  {hidden[0].site.where}\nPut ppl.marginal inside of the vmap or branch, or give a proposal=."
             )
         inside = {item.site.address for item in sites(holder)}
         values = {a: v for a, v in self.values.items() if a in inside}

@@ -1,4 +1,4 @@
-"""The sites of one function in another: as they are, or with the programs among them whose densities are integrals drawn from."""
+"""The sites of one function in another: as they are, or with a draw in place of each program whose density is an integral."""
 
 from __future__ import annotations
 

@@ -128,10 +128,11 @@ def refuse_misuse(jaxpr: Jaxpr) -> None:
     wrong = next((use for use in uses_of(jaxpr, UNBIASED_LOG_DENSITY) if use.operation is not None), None)
     if wrong is not None:
         raise errors.DensityKindError(
-            f"{wrong.note.reason} is an unbiased estimate of a log density, and is used in {wrong.operation}.\n  {wrong.note.where}\n"
-            "It is right where it is added up, as in an ELBO. Inside exp (importance weights, IWAE, chi-square bounds, ppl.marginal, "
-            "ppl.normalize) or squared it is biased: use an exact log density there, or the product of two independent estimates "
-            "in place of a square."
+            f"{wrong.note.reason} is an unbiased estimate of a log density, and is used in {wrong.operation}.\n"
+            f"  {wrong.note.where}\n"
+            "It is right where it is added up, as in an ELBO. Inside exp (importance weights, IWAE, chi-square bounds, "
+            "ppl.marginal, ppl.normalize) or squared it is biased: use an exact log density there, or the product of two "
+            "independent estimates in place of a square."
         )
 
 

@@ -52,14 +52,14 @@ def marginal(
     The result is a bound program like any other. Its value is the nested dict of the kept values. Which integral:
 
     - with a `proposal`, importance sampling. A value x is scored by `mean_i p(u_i, x) / r(u_i | x)`, u_i ~ r: an unbiased
-      estimate w of its density, `E[w] = p(x)`. Where x is drawn, the auxiliary that was drawn with it takes the place
-      of u_1, so that `E[1/w | x] = 1/p(x)`: the ELBO of such a family bounds the ELBO of the exact marginal from below (hierarchical
-      variational models, Ranganath et al. 2016; importance-weighted ones, Sobolev & Vetrov 2019, eq. 6), and more particles
-      tighten it;
+      estimate w of its density, `E[w] = p(x)`. Where x is drawn, the auxiliary that was drawn with it takes the place of u_1,
+      so that `E[1/w | x] = 1/p(x)`: the ELBO of such a family bounds the ELBO of the exact marginal from below (hierarchical
+      variational models, Ranganath et al. 2016; importance-weighted ones, Sobolev & Vetrov 2019), and more particles tighten
+      it;
     - without, the exact sum over all values of discrete auxiliaries; along a loop (written out, or a `scan`) step by step;
     - with `nodes`, quadrature for up to three continuous auxiliaries, in all combinations of that many nodes each, beside the
-      sum over discrete ones. Gauss-Hermite for Normal and LogNormal, Gauss-Legendre for Uniform, the double exponential rule for
-      other smooth densities on an interval, with light or exponential tails. The rule is placed by the auxiliary's own
+      sum over discrete ones. Gauss-Hermite for Normal and LogNormal, Gauss-Legendre for Uniform, the double exponential rule
+      for other smooth densities on an interval, with light or exponential tails. The rule is placed by the auxiliary's own
       distribution: how exact it is depends on how many nodes lie where p(u, x) is not small, and on its smoothness in u.
 
     Estimates are of the density: right in importance weights and inside `exp`; the log of one is biased, so that an ELBO
@@ -203,8 +203,8 @@ def staged_proposal(proposal: Any, kept: Sequence[Located], hidden: Sequence[Loc
     for item in hidden:
         if contains(drawn[item.site.address].site, item.site) is False:
             raise errors.MarginalError(
-                f"the proposal draws {item.site.name!r} from {describe_support(drawn[item.site.address].site.support)} alone, a part "
-                f"of its support, {describe_support(item.site.support)}: the rest would be left out of the integral.\n"
+                f"the proposal draws {item.site.name!r} from {describe_support(drawn[item.site.address].site.support)} alone, "
+                f"a part of its support, {describe_support(item.site.support)}: the rest would be left out of the integral.\n"
                 f"  {drawn[item.site.address].site.where}\nPropose from a distribution that covers the support."
             )
     if not is_sampler(closed.jaxpr):

@@ -28,11 +28,11 @@ def normalize(program: Bound, *, proposal: Bound, particles: int, estimator: Est
     """A program that draws the latent variables of an unnormalized one, a conditioned model for example.
 
     It draws N particles from the proposal and one of them, J, by their weights `w_i = p(x_i) / q(x_i)`: sampling-importance-
-    resampling (Rubin 1988). What is so drawn follows the posterior nearly, and exactly as N grows. The density of the
-    program is the one that it does draw from, which is `p(x) E[1 / Z(x)]` with `Z(x) = (w(x) + w_2 + .. + w_N) / N` over N - 1 fresh
-    particles (Domke & Sheldon 2019, sec. 3; Lew et al. 2022): w = p(x) / Z(x) has `E[w] = density` where x is scored and
-    `E[1/w | x] = 1 / density` where it is drawn with the other particles that it was chosen from. The ELBO of this family is the
-    importance-weighted bound of N particles. N = 1 is the proposal.
+    resampling (Rubin 1988). What is so drawn follows the posterior nearly, and exactly as N grows. The density of the program
+    is the one that it does draw from, which is `p(x) E[1 / Z(x)]` with `Z(x) = (w(x) + w_2 + .. + w_N) / N` over N - 1 fresh
+    particles (Domke & Sheldon 2019; Lew et al. 2022): w = p(x) / Z(x) has `E[w] = density` where x is scored and
+    `E[1/w | x] = 1 / density` where it is drawn with the other particles that it was chosen from. The ELBO of this family is
+    the importance-weighted bound of N particles. N = 1 is the proposal.
 
     The number J is a random choice at the address `<index>` like any other, so that gradients through the resampling are there.
 
@@ -40,8 +40,8 @@ def normalize(program: Bound, *, proposal: Bound, particles: int, estimator: Est
         program: a bound program; it may be conditioned, weighted by factors, or `ppl.unnormalized`.
         proposal: a bound program that draws the latent variables.
         particles: N.
-        estimator: the gradient estimator of J. If None: the exact sum over J up to 64 particles, beyond that the score function.
-            `ppl.estimators.Ignore()` leaves the gradient through J out, which is cheaper and biased.
+        estimator: the gradient estimator of J. If None: the exact sum over J up to 64 particles, beyond that the score
+            function. `ppl.estimators.Ignore()` leaves the gradient through J out, which is cheaper and biased.
 
     Raises:
         ModelFamilyMismatchError: the proposal does not draw the program's latent variables.
@@ -142,8 +142,8 @@ class Resampling:
             if verb in ("intervene", "mask") or some:
                 names = ", ".join(map(show, given))
                 raise errors.MarginalError(
-                    f"{verb} of {names}: a program made by ppl.normalize draws {', '.join(map(show, self.addresses))} together, not "
-                    f"some of them given others.\n  {self.where}\n"
+                    f"{verb} of {names}: ppl.normalize draws {', '.join(map(show, self.addresses))} together, "
+                    f"not some of them given others.\n  {self.where}\n"
                     "Do this to the program before it is normalized, or give it all of the values."
                 )
 

@@ -21,7 +21,7 @@ MOST_COMBINATIONS = 4096
 
 
 class Nodes(NamedTuple):
-    """Values, one in front of the other, and log weights: the sum of `exp(log_weight) * f(value)` is the sum or integral of f."""
+    """Values, one in front of the other, and log weights: the sum of `exp(log_weight) * f(value)` is the integral of f."""
 
     values: Any
     log_weights: Any
@@ -46,14 +46,15 @@ def check_continuous(located: Located, nodes: int | None) -> None:
     if nodes is None or distribution.support.is_discrete:
         raise errors.MarginalError(
             f"{site.name!r} ~ {site.distribution_name} has no finite number of values to sum over.\n  {site.where}\n"
-            "Give nodes= to integrate continuous variables by quadrature, or proposal= and particles= to integrate by importance "
-            "sampling."
+            "Give nodes= to integrate continuous variables by quadrature, or proposal= and particles= to integrate by "
+            "importance sampling."
         )
     if distribution.event_shape or math.prod(site.full_shape) > MOST_DIMENSIONS:
         raise errors.MarginalError(
-            f"quadrature serves up to {MOST_DIMENSIONS} independent numbers, and {site.name!r} ~ {site.distribution_name} is of "
-            f"shape {list(site.full_shape)}.\n  {site.where}\n"
-            "Put ppl.marginal inside of the vmap or plate, or give proposal= and particles= to integrate by importance sampling."
+            f"quadrature serves up to {MOST_DIMENSIONS} independent numbers, and {site.name!r} ~ {site.distribution_name} is "
+            f"of shape {list(site.full_shape)}.\n  {site.where}\n"
+            "Put ppl.marginal inside of the vmap or plate, or give proposal= and particles= to integrate by importance "
+            "sampling."
         )
 
 
@@ -75,8 +76,8 @@ def _combinations(size: int, elements: int, site: Site) -> Any:
         raise errors.MarginalError(
             f"{site.name!r} has {elements} elements of {size} values each, {size**elements:.3g} combinations; the limit is "
             f"{MOST_COMBINATIONS}.\n  {site.where}\n"
-            "Put ppl.marginal inside of the vmap or plate where the elements are independent, or give a proposal= to integrate by "
-            "importance sampling."
+            "Put ppl.marginal inside of the vmap or plate where the elements are independent, or give a proposal= to integrate "
+            "by importance sampling."
         )
     return np.indices((size,) * elements).reshape(elements, size**elements).T
 
@@ -114,8 +115,8 @@ def _rule(distribution: Any, site: Site, nodes: int) -> Nodes:
     name = type(base).__name__
     if name in _HEAVY or not (real or (low is not None and high is None)):
         raise errors.MarginalError(
-            f"no quadrature rule for {site.name!r} ~ {site.distribution_name}: it has heavy tails, or its support is no interval."
-            f"\n  {site.where}\nGive proposal= and particles= to integrate by importance sampling."
+            f"no quadrature rule for {site.name!r} ~ {site.distribution_name}: it has heavy tails, or its support is no "
+            f"interval.\n  {site.where}\nGive proposal= and particles= to integrate by importance sampling."
         )
     try:
         mean, variance = distribution.mean, distribution.variance
