@@ -1,7 +1,9 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators
+from ppl import distributions, errors, estimators, testing
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.choice import SiteDescription
+from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import Fit, maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -10,6 +12,7 @@ from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density
 from ppl.transforms.marginal import marginal
+from ppl.transforms.minibatch import minibatch_sum
 from ppl.transforms.normalize import normalize
 from ppl.transforms.seed import seed
 from ppl.transforms.shapes import trace_shapes
@@ -22,7 +25,9 @@ __all__ = [
     "Bound",
     "Expectation",
     "Fit",
+    "GradientVariance",
     "Program",
+    "SiteDescription",
     "check_family",
     "deterministic",
     "distributions",
@@ -31,9 +36,11 @@ __all__ = [
     "expectation",
     "factor",
     "from_numpyro",
+    "gradient_variance",
     "log_density",
     "marginal",
     "maximize",
+    "minibatch_sum",
     "minimize",
     "normalize",
     "plate",
@@ -43,6 +50,7 @@ __all__ = [
     "seed",
     "simulate",
     "subsample",
+    "testing",
     "trace_shapes",
     "unnormalized",
 ]

@@ -47,18 +47,27 @@ def takes_noise(site: Site) -> bool:
 
 def draw(site: Site, leaves: Sequence[Any], key: Any) -> Any:
     """One draw for every lane of the site, `site.full_shape`; a pure function of the key and the lane's index."""
+    return as_drawn(site, _draw(site, leaves, key))
+
+
+def as_drawn(site: Site, value: Any) -> Any:
+    """A value in the dtype of the site, which a relaxation makes a floating-point one."""
+    return value if value.dtype == site.dtype else value.astype(site.dtype)
+
+
+def _draw(site: Site, leaves: Sequence[Any], key: Any) -> Any:
     if not site.plates:
         return sample(restore(site, leaves).distribution, key)
     batched = batched_distribution(site, leaves)
     if batched is not None:
         return sample(batched, key)
-    return per_lane(site, leaves, key, lambda key, distribution: sample(distribution, key))
+    return per_lane(site, leaves, key, lambda key, operands: sample(operands.distribution, key))
 
 
 def per_lane(site: Site, leaves: Sequence[Any], key: Any, function: Any) -> Any:
-    """`function(key, distribution)` for every lane, each with a key of its own."""
+    """`function(key, operands)` for every lane, each with a key of its own."""
     keys = key if isinstance(key, Noise) else jax.random.split(key, site.plate_shape)
-    return lanes(site, leaves, lambda operands, key: function(key, operands.distribution), keys)
+    return lanes(site, leaves, lambda operands, key: function(key, operands), keys)
 
 
 def log_prob(site: Site, leaves: Sequence[Any], value: Any) -> Any:
@@ -70,7 +79,7 @@ def cost(site: Site, leaves: Sequence[Any], value: Any) -> Any:
     """The site's scalar contribution to its program's log density: masked, scaled, summed over lanes and elements."""
 
     def one(operands: Operands, value: Any) -> Any:
-        distribution, _, scale, mask = operands
+        distribution, scale, mask = operands.distribution, operands.scale, operands.mask
         if mask is not None:
             spread = jnp.reshape(mask, jnp.shape(mask) + (1,) * (jnp.ndim(value) - jnp.ndim(mask)))
             # The value is replaced too: a missing entry is often NaN, and its gradient would leak through the mask.
@@ -80,8 +89,9 @@ def cost(site: Site, leaves: Sequence[Any], value: Any) -> Any:
             log_density = jnp.where(mask, log_density, 0.0)
         return log_density if scale is None else scale * log_density
 
-    _, _, scale, mask = restore(site, leaves)
-    batched = batched_distribution(site, leaves) if site.plates and scale is None and mask is None else None
+    whole = restore(site, leaves)
+    plain = whole.scale is None and whole.mask is None
+    batched = batched_distribution(site, leaves) if site.plates and plain else None
     if batched is not None:
         return total(site, batched.log_prob(value))
     return total(site, lanes(site, leaves, one, value))

@@ -88,3 +88,11 @@ class MissingParameterError(PPLError):
 
 class NumPyroError(PPLError):
     """A NumPyro model uses a feature that has no right translation."""
+
+
+class BiasError(PPLError, AssertionError):
+    """Estimates differ from the exact value by more than chance allows."""
+
+
+class NoExactValueError(PPLError):
+    """The exact value of an objective can be found neither by enumeration nor by quadrature."""

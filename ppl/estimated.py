@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
 from ppl import errors
-from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Site, refuse_lowering
+from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Site, refuse_lowering, split_estimator
 
 Values = Mapping[Address, Any]
 Changes = Sequence[tuple[str, Values]]
@@ -133,13 +133,16 @@ def modify(
             for item in estimated.located
         )
         return _add(dataclasses.replace(estimated, located=located), operands, verb, {}, given)
-    found = {a: next((p for p in values if covers(p, a)), None) for a in addresses}
+    found = {a: max((p for p in values if covers(p, a)), key=len, default=None) for a in addresses}
     named = {address: prefix for address, prefix in found.items() if prefix is not None}
     if not named:
         return estimated, leaves
-    if verb in ("detach", "with_estimators"):
-        inside = {estimated.inner(prefix): values[prefix] for prefix in named.values()}
-        return _add(estimated, operands, verb, inside, {})
+    if verb == "detach":
+        return _add(estimated, operands, verb, {estimated.inner(prefix): True for prefix in named.values()}, {})
+    if verb == "with_estimators":
+        chosen = {estimated.inner(prefix): split_estimator(values[prefix]) for prefix in named.values()}
+        arrays = {address: held for address, (_, held) in chosen.items() if held is not None}
+        return _add(estimated, operands, verb, {a: fixed for a, (fixed, _) in chosen.items() if a not in arrays}, arrays)
     whole = len(named) == len(addresses) and len(set(named.values())) == 1 and not any(a in sliced for a in named)
     if whole:
         value = values[next(iter(named.values()))]

@@ -13,7 +13,9 @@ import numpyro.distributions as dist
 
 from ppl import errors
 from ppl.address import flatten, parse
+from ppl.choice import require_estimator
 from ppl.distributions import corrected
+from ppl.estimators.protocol import draw_dtype
 from ppl.masks import broadcast, plain
 from ppl.site import (
     DETERMINISTIC,
@@ -25,6 +27,7 @@ from ppl.site import (
     PlateAxis,
     Site,
     bind,
+    split_estimator,
     user_frame,
 )
 from ppl.transforms.expand import Inline
@@ -114,7 +117,36 @@ class Bound:
         return self._modified("detach", {parse(a): True for a in addresses} or {(): True})
 
     def with_estimators(self, estimators: Any = None, /, **by_address: Any) -> Bound:
-        """Choose gradient estimators: one for all sites, a dict by address or prefix, or keyword arguments."""
+        """Choose gradient estimators, without editing the program.
+
+        Args:
+            estimators: an estimator for all sites; a function that is given each site's `ppl.SiteDescription` and returns an
+                estimator, or None to leave the site alone; or a dict of these by address or prefix, of which the longest
+                counts. None in a dict gives the choice back to the library.
+            by_address: the same by address.
+
+        Raises:
+            UnknownAddressError: the program has no such address (raised where the program is used).
+            EstimatorError: what was given is no estimator.
+
+        Example:
+            >>> import jax, ppl, ppl.distributions as dist
+            >>> from ppl.estimators import ScoreFunction
+            >>> @ppl.program
+            ... def family(p):
+            ...     ppl.sample("weight", dist.Normal(p, 1.0))
+            ...     ppl.sample("switch", dist.Bernoulli(logits=p))
+            >>> def scores(site):
+            ...     return ScoreFunction() if site.discrete else None
+            >>> @ppl.expectation
+            ... def objective(p):
+            ...     trace, _ = ppl.simulate(family(p).with_estimators(scores))
+            ...     return trace["weight"] * trace["switch"]
+            >>> for row in objective.estimators(0.5):
+            ...     print(row.address, type(row.estimator).__name__)
+            weight Reparameterize
+            switch ScoreFunction
+        """
         return self._modified("with_estimators", _targets(estimators, by_address, "an estimator"))
 
     def log_density(self, trace: Any) -> Any:
@@ -158,7 +190,8 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         address: unique in the program; `"a/b"` nests.
         distribution: a NumPyro distribution, or a bound program, whose trace then nests under the address.
         obs: an observed value, of exactly the distribution's shape (for a program: a nested dict of them).
-        estimator: the gradient estimator of this site; chosen automatically if None.
+        estimator: the gradient estimator of this site; chosen automatically if None. For a program, as `with_estimators`
+            takes them.
 
     Returns:
         The value, `distribution.shape()`, or the program's result.
@@ -166,6 +199,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
     Raises:
         DuplicateAddressError: the address is taken (raised where the program is used).
         ObservationShapeError, ValueDtypeError, SupportError: `obs` does not fit the distribution.
+        EstimatorError: `estimator` is none.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -185,6 +219,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         bound = bound if estimator is None else bound.with_estimators(estimator)
         return inline(bound, path)
     where = user_frame()
+    require_estimator(estimator, address, where)
     if isinstance(distribution, Program):
         raise TypeError(f"{distribution!r} at {address!r} is not bound: call it with its arguments.\n  {where}")
     if not isinstance(distribution, dist.Distribution):
@@ -193,19 +228,20 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
         )
     distribution, mask, _ = plain(corrected(distribution))
     mask = broadcast(mask, distribution.batch_shape)
-    leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask))
+    static, arrays = split_estimator(estimator)
+    leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask, estimator=arrays))
     support, moving = _support(distribution)
     site = Site(
         address=path,
         kind=SAMPLE,
         tree=tree,
         shape=tuple(distribution.shape()),
-        dtype=_draw_dtype(distribution),
+        dtype=draw_dtype(estimator, _draw_dtype(distribution)),
         support=support,
         where=where,
         distribution_name=_distribution_name(distribution),
         event_dim=distribution.event_dim,
-        estimator=estimator,
+        estimator=static,
         moving_support=moving,
     )
     if obs is not None:

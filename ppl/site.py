@@ -44,12 +44,17 @@ class Where(NamedTuple):
         return f'File "{self.file}", line {self.line}, in {self.function}'
 
 
+def user_code(file: str) -> bool:
+    """Whether a source file belongs neither to `ppl` nor to the libraries it stands on."""
+    return not (file.startswith(_NOT_THE_USER) or any(part in file for part in _LIBRARIES) or file.startswith("<"))
+
+
 def user_frame() -> Where:
     """The innermost frame that belongs neither to `ppl` nor to the libraries it stands on."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not (file.startswith(_NOT_THE_USER) or any(part in file for part in _LIBRARIES) or file.startswith("<")):
+        if user_code(file):
             return Where(file, frame.f_lineno, frame.f_code.co_qualname)
         frame = frame.f_back  # type: ignore[assignment]
     return Where("<unknown>", 0, "<unknown>")
@@ -77,12 +82,16 @@ class Plate(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What flows into a site: `value` is an observation, a substituted value, a log factor or a named value."""
+    """What flows into a site: `value` is an observation, a substituted value, a log factor or a named value.
+
+    `estimator` is the site's gradient estimator where that holds arrays (a learned baseline, the parameters of a proposal).
+    """
 
     distribution: Any = None
     value: Any = None
     scale: Any = None
     mask: Any = None
+    estimator: Any = None
 
 
 SAMPLE, OBSERVED, FACTOR, DETERMINISTIC, SUBSAMPLE = "sample", "observed", "factor", "deterministic", "subsample"
@@ -166,6 +175,19 @@ def rebind(site: Site, leaves: Sequence[Any], *, keep: Sequence[str] = Operands.
 
 def restore(site: Site, leaves: Sequence[Any]) -> Operands:
     return jax.tree.unflatten(site.tree, leaves)
+
+
+def estimator_of(site: Site, leaves: Sequence[Any]) -> Any:
+    """The gradient estimator that the user named for a site, or None."""
+    return site.estimator if site.estimator is not None else restore(site, leaves).estimator
+
+
+def split_estimator(estimator: Any) -> tuple[Any, Any]:
+    """An estimator as what is static, `Site.estimator`, or as an operand if it holds arrays: one of the two is None."""
+    leaves = jax.tree.leaves(estimator)
+    if leaves and all(isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int) for leaf in leaves):
+        return None, estimator
+    return estimator, None
 
 
 def has_value(site: Site) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
+import ppl.distributions as ppl_dist
 from ppl.estimators import Reparameterize, ScoreFunction
 from ppl.estimators.reparameterize import PATHWISE, pathwise
 
@@ -75,6 +76,15 @@ MULTIVARIATE = {
     "GaussianRandomWalk": lambda t: dist.GaussianRandomWalk(jnp.exp(t), num_steps=3),
     "LKJ": lambda t: dist.LKJ(3, 1.5 + t),
     "LKJCholesky": lambda t: dist.LKJCholesky(3, 1.5 + t),
+    "RelaxedOneHotCategoricalLogits": lambda t: ppl_dist.RelaxedOneHotCategorical(
+        0.8 * jnp.exp(t), logits=jnp.array([t, 0.0, -t])
+    ),
+    "RelaxedOneHotCategoricalProbs": lambda t: ppl_dist.RelaxedOneHotCategorical(
+        0.8 * jnp.exp(t), probs=jax.nn.softmax(jnp.array([2 * t, 0.0, 0.3]))
+    ),
+    "VonMisesFisher": lambda t: ppl_dist.VonMisesFisher(
+        jnp.array([jnp.cos(t), jnp.sin(t) * 0.6, jnp.sin(t) * 0.8]), 3.0 * jnp.exp(t)
+    ),
 }
 THETA = 0.3
 

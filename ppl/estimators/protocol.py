@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from ppl.site import Site
@@ -55,6 +56,15 @@ class Estimator(Protocol):
       every element and sum to one over the branches; their gradients add over elements. `axis` may then be the same for several
       sites (a hashable constant): branch i of one goes with branch i of another, as with independent repetitions. With `axis`
       None, branch 0 must be a draw with a weight of value one.
+
+    Weights of couplings `"each"` and `"joint"` have first derivatives alone: a second one raises `EstimatorError`.
+
+    Optional members:
+
+    - `specialize(distribution)`: the estimator for one site, of whose parameters some are constants and others `unknown`.
+    - `leave_one_out = True`, with coupling `"joint"` and an `axis`: the gradients of the weights are scores of independent
+      draws. Of each, the mean over the other branches is subtracted, with which the others' mean cost is a baseline.
+    - `one_element = True`: one of the elements that would branch one by one is chosen at random.
     """
 
     @property
@@ -81,6 +91,18 @@ class Estimator(Protocol):
         ...
 
 
+def specialized(estimator: Estimator, distribution: Any) -> Estimator:
+    """The estimator for a site with this distribution."""
+    specialize = getattr(estimator, "specialize", None)
+    return estimator if specialize is None else specialize(distribution)
+
+
+def draw_dtype(estimator: Any, dtype: Any) -> Any:
+    """The dtype of what an estimator draws in place of a distribution's draw: relaxations draw floating-point numbers."""
+    relaxes = getattr(estimator, "relaxes", False) and not jnp.issubdtype(dtype, jnp.inexact)
+    return jnp.dtype(jnp.result_type(float)) if relaxes else dtype
+
+
 def unknown(shape: tuple[int, ...], dtype: Any) -> Any:
     """What stands for a parameter whose value is not known before running."""
     if np.issubdtype(dtype, np.integer):
@@ -102,6 +124,8 @@ class OneValue:
     coupling = SINGLE
     axis: Hashable | None = None
     weighted = True
+    baseline: Any = None
+    """An array, or one of `ppl.estimators.baselines`: subtracted from what the weight multiplies."""
 
     def branches(self, distribution: Any) -> int:
         return 1

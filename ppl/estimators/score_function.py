@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,12 +12,17 @@ from ppl.estimators.protocol import OneValue, Particle
 from ppl.site import Site
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["baseline"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class ScoreFunction(OneValue):
     """Weight `exp(log p(x) - sg(log p(x)))`: value one, gradient that of `log p` (Williams 1992; Foerster et al. 2018).
 
     Works for any distribution with a density whose support does not move with its parameters, and any objective;
     higher derivatives are unbiased too.
+
+    Attributes:
+        baseline: what is subtracted from the cost that the score multiplies: a number or an array (by element),
+            `LeaveOneOut()`, `MovingAverage()`, `Learned(prediction)`, `Vimco()`, or None.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -28,7 +34,9 @@ class ScoreFunction(OneValue):
         True
     """
 
-    unbiased: bool = dataclasses.field(default=True, init=False)
+    baseline: Any = None
+    unbiased = True
+    reads_arrays = False  # the engine reads the baseline
 
     def refuses(self, distribution: Any, site: Site) -> str | None:
         if site.distribution_name in ("Delta", "ImproperUniform"):

@@ -25,11 +25,13 @@ class Fit:
         params: the parameters, in the structure they came in.
         history: the estimate of the objective at each step, shape `(steps,)`.
         optimizer_state: optax's, to go on from.
+        estimator_state: the moving averages of baselines, by site.
     """
 
     params: Any
     history: np.ndarray
     optimizer_state: Any
+    estimator_state: Any = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         tail = self.history[-max(1, len(self.history) // 10) :]
@@ -94,18 +96,19 @@ def _run(
         raise errors.ObjectiveError(f"steps and chunk must be at least 1, got {steps} and {chunk}")
     data, static = _split_arrays(args)
     fixed_arrays, fixed = _split_arrays(rest)
-    advance = _compiled(objective, optimizer, sign, samples, min(chunk, steps), (fixed, static))
+    initial, advance = _compiled(objective, optimizer, sign, samples, min(chunk, steps), (fixed, static))
     state = optimizer.init(arrays)
+    averages = initial(arrays, fixed_arrays, data)
     history: list[np.ndarray] = []
     with tqdm(total=steps, disable=not progress, unit="step") as bar:
         for start in range(0, steps, chunk):
             count = min(chunk, steps - start)
-            arrays, state, values = advance(arrays, state, key, start, count, fixed_arrays, data)
+            arrays, state, averages, values = advance(arrays, state, averages, key, start, count, fixed_arrays, data)
             history.append(np.asarray(values)[:count])
             bar.update(count)
             bar.set_postfix_str(f"objective {history[-1].mean():.4f}")
             _refuse_non_finite(objective, history[-1], start)
-    return Fit(combine(arrays, rest), np.concatenate(history), state)
+    return Fit(combine(arrays, rest), np.concatenate(history), state, averages)
 
 
 def _refuse_non_finite(objective: Expectation, values: np.ndarray, start: int) -> None:
@@ -160,22 +163,31 @@ def _loop(
     fixed, arguments = static
     function = weakref.ref(objective)
 
-    @functools.partial(jax.jit, donate_argnums=(1,))
-    def advance(arrays: Any, state: Any, key: Any, start: Any, count: Any, fixed_arrays: Any, data: Any) -> Any:
+    @jax.jit
+    def initial(arrays: Any, fixed_arrays: Any, data: Any) -> Any:
+        target = function()
+        assert target is not None
+        return target.init_state(combine(arrays, fixed.join(fixed_arrays)), *arguments.join(data))
+
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def advance(arrays: Any, state: Any, averages: Any, key: Any, start: Any, count: Any, fixed_arrays: Any, data: Any) -> Any:
         rest, args = fixed.join(fixed_arrays), arguments.join(data)
         target = function()
         assert target is not None
 
         def step(i: Any, carry: Any) -> Any:
-            arrays, state, values = carry
-            params = combine(arrays, rest)
-            value, grads = target.value_and_grad(jax.random.fold_in(key, start + i), params, *args, samples=samples)
-            grads = jax.tree.map(lambda g: sign * g, grads)
+            arrays, state, averages, values = carry
+            step_key = jax.random.fold_in(key, start + i)
+
+            def loss(arrays: Any) -> Any:
+                return target.training_loss(step_key, combine(arrays, rest), *args, sign=sign, samples=samples, state=averages)
+
+            grads, (value, averages) = jax.grad(loss, has_aux=True)(arrays)
             updates, state = optimizer.update(grads, state, arrays)
             arrays = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), arrays, updates)
-            return arrays, state, values.at[i].set(value)
+            return arrays, state, averages, values.at[i].set(value)
 
         values = jnp.zeros(chunk, jnp.result_type(float))
-        return jax.lax.fori_loop(0, count, step, (arrays, state, values))
+        return jax.lax.fori_loop(0, count, step, (arrays, state, averages, values))
 
-    return advance
+    return initial, advance

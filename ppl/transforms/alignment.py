@@ -15,12 +15,12 @@ Map = tuple[int | None, ...]
 
 _ELEMENTWISE = frozenset(
     """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz conj
-    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a
-    igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or
-    polygamma population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta_integral rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
-    xor zeta
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
+    convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a
+    igammac imag integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul name ne neg nextafter not note
+    one_minus_square or polygamma population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta
+    rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient
+    sub tan tanh xor zeta
     """.split()
 )
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin".split())
@@ -89,11 +89,6 @@ def _squeeze(params: Any, shapes: Any, out: Any) -> list[Map]:
     return [_drop(len(shapes[0]), params["dimensions"])]
 
 
-def _expand_dims(params: Any, shapes: Any, out: Any) -> list[Map]:
-    kept = [dim for dim in range(len(out)) if dim not in params["dimensions"]]
-    return [tuple(kept)]
-
-
 def _reduce(params: Any, shapes: Any, out: Any) -> list[Map]:
     return [_drop(len(shape), params["axes"]) for shape in shapes]
 
@@ -133,7 +128,26 @@ def _update_slice(params: Any, shapes: Any, out: Any) -> list[Map]:
 
 
 def _scatter(params: Any, shapes: Any, out: Any) -> list[Map]:
-    return [_same(out), *[(None,) * len(shape) for shape in shapes[1:]]]
+    numbers = params["dimension_numbers"]
+    _, indices, updates = shapes
+    from_indices: list[int | None] = [None] * len(indices)
+    for dim, index_dim in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
+        from_indices[index_dim] = dim
+    # Dimensions of the updates that lie in no window run along those of the indices.
+    window = numbers.update_window_dims
+    outside = iter(from_indices)
+    from_updates = tuple(None if dim in window else next(outside) for dim in range(len(updates)))
+    return [_same(out), tuple(from_indices), from_updates]
+
+
+def _matrices(params: Any, shapes: Any, out: Any) -> list[Map]:
+    """Linear algebra of the last two dimensions."""
+    return [(*range(len(shape) - 2), None, None) for shape in shapes]
+
+
+def _top_k(params: Any, shapes: Any, out: Any) -> list[Map]:
+    ndim = len(shapes[0])
+    return [_except(ndim, params["dimension"] if "dimension" in params else params.get("axis", ndim - 1))]
 
 
 def _dot_general(params: Any, shapes: Any, out: Any) -> list[Map]:
@@ -184,7 +198,6 @@ _RULES: dict[str, Callable[[Any, Any, Any], Sequence[Map]]] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "squeeze": _squeeze,
-    "expand_dims": _expand_dims,
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_CUMULATIVE, _cumulative),
     "sort": _sort,
@@ -195,8 +208,10 @@ _RULES: dict[str, Callable[[Any, Any, Any], Sequence[Map]]] = {
     "dynamic_slice": _whole,
     "pad": _pad,
     "dynamic_update_slice": _update_slice,
-    "scatter": _scatter,
-    "scatter-add": _scatter,
+    **dict.fromkeys(["scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"], _scatter),
+    "cholesky": _matrices,
+    "triangular_solve": _matrices,
+    "top_k": _top_k,
     "dot_general": _dot_general,
     "conv_general_dilated": _convolution,
     "gather": _gather,

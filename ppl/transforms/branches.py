@@ -37,6 +37,8 @@ class Branched:
 
     def over(self, axes: Sequence[Axis]) -> Any:
         """The array with exactly these axes in front; those it lacks have size one."""
+        if tuple(axes) == self.axes:
+            return self.array
         shape = jnp.shape(self.array)
         sizes = iter(shape[: len(self.axes)])
         return jnp.reshape(self.array, tuple(next(sizes) if a in self.axes else 1 for a in axes) + shape[len(self.axes) :])
@@ -44,6 +46,8 @@ class Branched:
     def spread(self, axes: Sequence[Axis]) -> Branched:
         """The same value with all of these axes."""
         union = union_axes([self.axes, axes])
+        if union == self.axes:
+            return self
         array = jnp.broadcast_to(self.over(union), tuple(a.size for a in union) + self.shape)
         return Branched(array, union)
 
@@ -109,6 +113,8 @@ def _padded(value: Branched, axes: Sequence[Axis], others: Sequence[Branched]) -
     ndim = max(len(other.shape) for other in others)
     array = value.over(axes)
     lead, own = jnp.shape(array)[: len(axes)], value.shape
+    if len(own) == ndim:
+        return array
     return jnp.reshape(array, lead + (1,) * (ndim - len(own)) + own)
 
 

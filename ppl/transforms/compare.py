@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-from numpyro.distributions import constraints
 
 from ppl import errors
 from ppl.site import SAMPLE, Address, Site, describe_support, show
+from ppl.supports import base, interval
 from ppl.transforms.modify import Program, prepare
 from ppl.transforms.stage import Located, density_addresses
 
@@ -18,9 +20,9 @@ def contains(model: Site, family: Site) -> bool | None:
     """Whether the model's support holds all that the family draws; None where it cannot be told."""
     if family.distribution_name == "Delta" or model.support is None or family.support is None:
         return None
-    outer, inner = _interval(model.support), _interval(family.support)
+    outer, inner = interval(model.support), interval(family.support)
     if outer is None or inner is None:
-        same = type(_base(model.support)) is type(_base(family.support))
+        same = type(base(model.support)) is type(base(family.support))
         return True if same else None
     discrete_outer, low_outer, high_outer = outer
     discrete_inner, low_inner, high_inner = inner
@@ -34,29 +36,45 @@ def fits(model: Located, family: Located) -> bool:
     return not _problem(model, family)
 
 
-def _base(support: Any) -> Any:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
-def _interval(support: Any) -> tuple[bool, Any, Any] | None:
-    """A support as (discrete, low, high), where it is one interval for each element."""
-    support = _base(support)
-    discrete = bool(getattr(support, "is_discrete", False))
-    if isinstance(support, type(constraints.real)):
-        return False, -np.inf, np.inf
-    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    if support is constraints.boolean or isinstance(support, type(constraints.boolean)):
-        return True, 0, 1
-    if low is None and high is None:
-        return None
-    return discrete, -np.inf if low is None else np.asarray(low), np.inf if high is None else np.asarray(high)
-
-
 def latents(program: Program) -> dict[Address, Located]:
     """The latent sites of a bound program."""
     return {a: item for a, item in density_addresses(prepare(program).table).items() if item.site.kind == SAMPLE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """A value that `simulate` drew at `family` and `log_density` scored at `model`, whose supports differ."""
+
+    model: Located
+    family: Located
+    leaves: bool
+
+
+_collected: contextvars.ContextVar[list[Coverage] | None] = contextvars.ContextVar("collected", default=None)
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[list[Coverage]]:
+    """Collect the supports that differ instead of refusing the first of them."""
+    found: list[Coverage] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+def collect(pairs: Iterable[tuple[Located, Located]]) -> bool:
+    """Note the pairs (model, family) whose supports differ, if they are being collected; whether they are."""
+    found = _collected.get()
+    if found is None:
+        return False
+    for model, family in pairs:
+        if model.shape == family.shape and contains(model.site, family.site) is False:
+            found.append(Coverage(model, family, leaves=True))
+        elif model.shape == family.shape and contains(family.site, model.site) is False:
+            found.append(Coverage(model, family, leaves=False))
+    return True
 
 
 def check_family(model: Program, family: Program) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,25 +9,27 @@ import jax
 import jax.numpy as jnp
 
 from ppl import errors
-from ppl.densities import batched_distribution, draw, elementwise, per_lane
-from ppl.estimators import Branches, Particle
+from ppl.densities import as_drawn, batched_distribution, draw, elementwise, per_lane
+from ppl.estimators import Branches, Learned, Particle
 from ppl.estimators.protocol import PRODUCT, SINGLE
-from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, restore
+from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Site, lanes, restore
 from ppl.transforms.branches import Axis, Branched, each_branch, first_as_axis, first_as_last, union_axes
-from ppl.transforms.plan import SitePlan
+from ppl.transforms.plan import Chosen, Index, SitePlan
 from ppl.transforms.simulate import given_value, refuse_improper
 
 
 def draw_site(
-    plan: SitePlan, leaves: Sequence[Branched], key: Any, loops: Sequence[Any], perturbation: Axis | None
+    plan: SitePlan, leaves: Sequence[Branched], key: Any, loops: Sequence[Any], perturbation: Axis | None, chosen: Chosen
 ) -> tuple[Branched, Branched | None]:
     """The site's value, and its weights: log weights by element if there is one branch, else weights `(*elements, branches)`.
 
-    `loops` are the current indices of the loops around the site.
+    `loops` are the current indices of the loops around the site, `chosen` the elements that were chosen at random.
     """
     if plan.estimator.coupling == SINGLE:
-        particle = each_branch(lambda *arrays: tuple(_particle(plan, arrays, key)), leaves)
-        value, log_weight = particle
+        value, log_weight = each_branch(lambda *arrays: tuple(_particle(plan, arrays, key)), leaves)
+        if plan.brings_baseline:
+            baseline = each_branch(lambda *arrays: _baseline(plan, arrays), leaves)
+            log_weight = each_branch(lambda *both: jnp.stack(both, axis=-1), [log_weight, baseline])
         return value, log_weight
     values, weights = each_branch(lambda *arrays: tuple(_branches(plan, arrays, key)), leaves)
     weights = first_as_last(weights)
@@ -36,7 +37,7 @@ def draw_site(
         return _enumerated(plan, _constant(values), loops), weights
     if plan.perturbs:
         assert perturbation is not None
-        return _perturbed(plan, values, loops, perturbation), own_branch(plan, weights)
+        return _perturbed(plan, values, loops, perturbation, chosen), own_branch(plan, weights)
     return _shared(plan, values), own_branch(plan, weights)
 
 
@@ -54,14 +55,24 @@ def sole_value(site: Site, leaves: Sequence[Any], key: Any, estimator: Any) -> A
         return draw(site, leaves, key)
     if site.detached:
         return jax.lax.stop_gradient(draw(site, leaves, key))
-    return _drawn(site, estimator, leaves, key).value
+    return as_drawn(site, _drawn(site, estimator, leaves, key).value)
 
 
 def _drawn(site: Site, estimator: Any, leaves: Sequence[Any], key: Any) -> Any:
-    batched = batched_distribution(site, leaves) if site.plates else restore(site, leaves).distribution
+    held = restore(site, leaves).estimator  # the plan's lacks the arrays
+    estimator = estimator if held is None else held
+    if not site.plates:
+        return estimator.particle(key, elementwise(restore(site, leaves).distribution))
+    mapped = held is not None and getattr(held, "reads_arrays", True)
+    batched = None if mapped else batched_distribution(site, leaves)
     if batched is not None:
         return estimator.particle(key, elementwise(batched))
-    return per_lane(site, leaves, key, lambda key, distribution: estimator.particle(key, elementwise(distribution)))
+
+    def one(key: Any, operands: Any) -> Any:
+        own = operands.estimator if mapped else estimator
+        return own.particle(key, elementwise(operands.distribution))
+
+    return per_lane(site, leaves, key, one)
 
 
 def _particle(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Particle:
@@ -71,7 +82,26 @@ def _particle(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Particle:
             f"{type(plan.estimator).__name__} has coupling 'single' and gave {type(particle).__name__} at {plan.site.name!r}; "
             f"it must give a Particle.\n  {plan.site.where}"
         )
-    return particle
+    return particle._replace(value=as_drawn(plan.site, particle.value))
+
+
+def _baseline(plan: SitePlan, leaves: Sequence[Any]) -> Any:
+    """The baseline that the site's operands bring, for every element."""
+    site = plan.site
+
+    def one(operands: Any) -> Any:
+        baseline = operands.estimator.baseline
+        value = baseline.value if isinstance(baseline, Learned) else baseline
+        shape = elementwise(operands.distribution).batch_shape
+        try:
+            return jnp.broadcast_to(jnp.asarray(value, jnp.result_type(float)), shape)
+        except ValueError as error:
+            raise errors.EstimatorError(
+                f"the baseline of {site.name!r} has shape {list(jnp.shape(value))}; it needs one number, or one for each "
+                f"element of the site, {list(shape)}.\n  {site.where}"
+            ) from error
+
+    return lanes(site, leaves, one)
 
 
 def _branches(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Branches:
@@ -82,10 +112,11 @@ def _branches(plan: SitePlan, leaves: Sequence[Any], key: Any) -> Branches:
             f"{plan.site.name!r}; it must give Branches.\n  {plan.site.where}"
         )
     site = plan.site
+    found = found._replace(values=as_drawn(site, found.values))
     if site.plates and batched_distribution(site, leaves) is None:  # the lanes stand in front of the branches
         n = len(site.plates)
         found = Branches(jnp.moveaxis(found.values, n, 0), jnp.moveaxis(found.weights, n, 0))
-    return found
+    return found._replace(values=found.values.astype(site.dtype))
 
 
 def _constant(values: Branched) -> Branched:
@@ -99,23 +130,18 @@ def _enumerated(plan: SitePlan, values: Branched, loops: Sequence[Any]) -> Branc
         return first_as_axis(values, plan.axes[1])
     if not plan.split:
         return first_as_axis(values, plan.axes[0])
-    if plan.chain is not None:
-        raise errors.EstimatorError(
-            f"the elements of {plan.site.name!r} are coupled along a loop and within a step too.\n  {plan.site.where}\n"
-            "Join them to one Categorical variable of all their combinations, or use LocalExpectation() or ScoreFunction()."
-        )
     result = Branched(values.array[0])
-    for axis, mask in zip(plan.axes, _element_masks(plan, loops, values.shape[1:]), strict=True):
+    for axis, mask in zip(plan.axes, _element_masks(plan, loops, values.shape[1:], plan.indices()), strict=True):
         along = first_as_axis(values, axis)
         axes = union_axes([result.axes, along.axes])
         result = Branched(jnp.where(mask, along.over(axes), result.over(axes)), axes)
     return result
 
 
-def _element_masks(plan: SitePlan, loops: Sequence[Any], shape: Sequence[int]) -> list[Any]:
+def _element_masks(plan: SitePlan, loops: Sequence[Any], shape: Sequence[int], indices: Sequence[Index]) -> list[Any]:
     """For each element that branches by itself, where it stands in a value of this shape at the current steps of the loops."""
     masks = []
-    for index in itertools.product(*(range(plan.shape[dim]) for dim in plan.split)):
+    for index in indices:
         mask = jnp.ones(shape, bool)
         for dim, i in zip(plan.split, index, strict=True):
             if dim < plan.n_loops:
@@ -126,19 +152,20 @@ def _element_masks(plan: SitePlan, loops: Sequence[Any], shape: Sequence[int]) -
     return masks
 
 
-def _perturbed(plan: SitePlan, values: Branched, loops: Sequence[Any], axis: Axis) -> Branched:
+def _perturbed(plan: SitePlan, values: Branched, loops: Sequence[Any], axis: Axis, chosen: Chosen) -> Branched:
     """The draw in every row of the perturbation but its own ones, where one element after the other takes the other values."""
     n = len(values.axes)
     draw = Branched(values.array[(slice(None),) * n + (0,)], values.axes).spread((axis,))
     alternatives = values.at(axis, 0)
     rest = alternatives.axes
     others = Branched(alternatives.array[(slice(None),) * len(rest) + (slice(1, None),)], rest)
-    masks = jnp.stack(_element_masks(plan, loops, values.shape[1:]))  # (elements, *value)
+    indices = plan.indices(chosen.get(plan.site_id))
+    masks = jnp.stack(_element_masks(plan, loops, values.shape[1:], indices))  # (elements, *value)
     front = jnp.moveaxis(draw.array, draw.axes.index(axis), 0)
     before, block, after = jnp.split(front, [plan.offset, plan.offset + plan.rows])
 
     def own_rows(drawn: Any, others: Any) -> Any:  # (rows, *value), (count - 1, *value) -> (rows, *value)
-        drawn = jnp.reshape(drawn, (plan.elements, plan.count - 1, *jnp.shape(drawn)[1:]))
+        drawn = jnp.reshape(drawn, (len(indices), plan.count - 1, *jnp.shape(drawn)[1:]))
         return jnp.reshape(jnp.where(masks[:, None], others[None], drawn), (plan.rows, *jnp.shape(drawn)[2:]))
 
     # In the rows of a later element, an earlier one may have changed what this one is drawn from.
@@ -173,7 +200,7 @@ def own_branch(plan: SitePlan, weights: Branched) -> Branched:
 def neutral(plan: SitePlan, axes: Sequence[Axis], site_shape: Sequence[int], dtype: Any) -> Branched:
     """The weights of a site that was not reached: they change nothing."""
     if plan.estimator.coupling == SINGLE:
-        weights = jnp.zeros(tuple(site_shape), dtype)
+        weights = jnp.zeros((*site_shape, 2) if plan.brings_baseline else tuple(site_shape), dtype)
     elif plan.estimator.coupling == PRODUCT or plan.perturbs:
         weights = jnp.zeros((*site_shape, plan.count), dtype).at[..., 0].set(1.0)
     else:

@@ -170,7 +170,8 @@ class Elimination:
         if any(used):
             raise errors.MarginalError(
                 f"{hidden[0].site.name!r} stands in a {eqn.primitive.name} whose results are read outside, so it cannot be "
-                f"summed out there.\n  {hidden[0].site.where}\nPut ppl.marginal inside of the vmap or branch, or give a proposal=."
+                f"summed out there.\n  {hidden[0].site.where}\n"
+                "Put ppl.marginal inside of the vmap or branch, or give a proposal=."
             )
         inside = {item.site.address for item in sites(holder)}
         values = {a: v for a, v in self.values.items() if a in inside}

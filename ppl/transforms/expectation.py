@@ -12,14 +12,18 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.estimators import Reparameterize
+from ppl.notes import EXPECTATION, note
 from ppl.site import SAMPLE, Site, rebind
+from ppl.transforms.algebra import Algebra
+from ppl.transforms.baselines import Outcome, State, check_state, initial_state, next_state, outcome
+from ppl.transforms.check import Report, check
 from ppl.transforms.draws import sole_value
 from ppl.transforms.expand import expanded
+from ppl.transforms.inforce import Table, estimators_of
 from ppl.transforms.interpret import Inputs, run_staged
 from ppl.transforms.kinds import refuse_misuse
 from ppl.transforms.partition import combine, partition
-from ppl.transforms.plan import SitePlan, chosen_estimator, first_choice, make_plan
-from ppl.transforms.resolve import resolve
+from ppl.transforms.plan import SitePlan, choose_elements, chosen_estimator, first_choice, make_plan
 from ppl.transforms.seed import Seed, random_inputs
 from ppl.transforms.stage import Staged, check_addresses, sites, stage
 from ppl.transforms.surrogate import Frame, run_steps
@@ -38,26 +42,51 @@ class Draw(Seed):
 
 
 def _takes_noise(plan: SitePlan | None) -> bool:
-    return plan is not None and (plan.site.detached or isinstance(plan.estimator, Reparameterize))
+    return plan is not None and (plan.site.detached or (isinstance(plan.estimator, Reparameterize) and not plan.weighted))
 
 
-class Expectation:
-    """The expected value of a function that draws samples. See `expectation`."""
+class Expectation(Algebra):
+    """The expected value of a function that draws samples. See `expectation`, and `Algebra` for what can be made of them."""
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
         functools.update_wrapper(self, function, updated=())
 
-    def estimate(self, key: Any, *args: Any, samples: int | None = None, **kwargs: Any) -> Any:
+    def estimate(self, key: Any, *args: Any, samples: int | None = None, state: State | None = None, **kwargs: Any) -> Any:
         """An unbiased estimate of the expectation: the mean of `samples` independent evaluations (one if None).
 
         It is also the surrogate: an ordinary JAX function whose derivatives in `args`, of any order, are unbiased
         estimates of the derivatives of the expectation.
+
+        With a `state` (see `init_state`), it returns the estimate and the next state.
         """
+        outcome, after = self._evaluate(key, args, kwargs, samples, state)
+        return outcome.value if state is None else (outcome.value, after)
+
+    def init_state(self, *args: Any, **kwargs: Any) -> State:
+        """The state of the moving-average baselines in force, before the first step; empty where there are none."""
+        jaxpr = self._stage(args, kwargs).jaxpr
+        return initial_state(first_choice(jaxpr.jaxpr, jaxpr.consts))
+
+    def baseline_loss(self, key: Any, *args: Any, samples: int | None = None, state: State | None = None, **kwargs: Any) -> Any:
+        """The squared error of all `Learned` baselines, to be minimized in what predicts them. Zero where there are none.
+
+        With the key of `estimate`, it is the error of the predictions that were used there.
+        """
+        return self._evaluate(key, args, kwargs, samples, state)[0].loss
+
+    def training_loss(
+        self, key: Any, *args: Any, sign: float, samples: int | None = None, state: State | None = None, **kwargs: Any
+    ) -> tuple[Any, tuple[Any, State]]:
+        """`sign` times the estimate, plus the loss of its baselines: what a step of training minimizes. Also the estimate and
+        the next state."""
+        outcome, after = self._evaluate(key, args, kwargs, samples, state)
+        return sign * outcome.value + outcome.loss, (outcome.value, after)
+
+    def _evaluate(self, key: Any, args: Any, kwargs: Any, samples: int | None, state: State | None) -> tuple[Outcome, State]:
         if samples is not None and samples < 1:
             raise errors.ObjectiveError(f"samples must be at least 1, got {samples}")
-        staged = self._stage(args, kwargs)
-        return estimate(staged, key, samples)
+        return evaluate(self._stage(args, kwargs), key, samples, state)
 
     def _stage(self, args: Any, kwargs: Any) -> Staged:
         def one(*args: Any, **kwargs: Any) -> Any:
@@ -74,9 +103,15 @@ class Expectation:
         return staged
 
     def value_and_grad(
-        self, key: Any, *args: Any, argnums: int | Sequence[int] = 0, samples: int | None = None, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """Unbiased estimates of the expectation and of its gradient in `args[argnums]`.
+        self,
+        key: Any,
+        *args: Any,
+        argnums: int | Sequence[int] = 0,
+        samples: int | None = None,
+        state: State | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Unbiased estimates of the expectation and of its gradient in `args[argnums]`; with a `state`, the next one too.
 
         The gradient has the structure of the argument, with None for leaves that are no floating-point arrays (the
         functions and integers inside a network, for example).
@@ -90,20 +125,73 @@ class Expectation:
             full = list(args)
             for n, arrays, rest in zip(numbers, trainable, fixed, strict=True):
                 full[n] = combine(arrays, rest)
-            return self.estimate(key, *full, samples=samples, **kwargs)
+            outcome, after = self._evaluate(key, full, kwargs, samples, state)
+            return outcome.value, after
 
-        value, grads = jax.value_and_grad(surrogate)(trainable)
-        return value, grads[0] if isinstance(argnums, int) else grads
+        (value, after), grads = jax.value_and_grad(surrogate, has_aux=True)(trainable)
+        found = grads[0] if isinstance(argnums, int) else grads
+        return (value, found) if state is None else (value, found, after)
 
     def grad(self, key: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gradient of `value_and_grad`."""
-        return self.value_and_grad(key, *args, **kwargs)[1]
+        """The gradient of `value_and_grad`; with a `state`, the next one too."""
+        _, *rest = self.value_and_grad(key, *args, **kwargs)
+        return rest[0] if len(rest) == 1 else tuple(rest)
+
+    def estimators(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Table:
+        """The estimators in force, a row for each random choice; prints as a table. Runs and compiles nothing.
+
+        Args:
+            args: as for `value_and_grad`, whose `argnums` say what is differentiated.
+
+        Raises:
+            EstimatorError: no estimator serves a site (`check` reports all of these).
+
+        Example:
+            >>> import ppl, ppl.distributions as dist
+            >>> @ppl.expectation
+            ... def objective(p):
+            ...     x = ppl.sample("x", dist.Normal(p, 1.0))
+            ...     return x * ppl.sample("b", dist.Bernoulli(logits=p))
+            >>> for row in objective.estimators(0.3):
+            ...     print(row.address, type(row.estimator).__name__, row.branches, row.why)
+            x Reparameterize 1 draws have right pathwise derivatives
+            b Enumerate 2 few values
+        """
+        return estimators_of(self, args, kwargs, argnums)
+
+    def check(self, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Report:
+        """Every condition for unbiased gradients that can be decided without running: those that fail, with file and line.
+
+        The conditions: the objective is continuous in what gradients flow through, along draws and past them; every estimator
+        is unbiased and serves its distribution; families stay within, and cover, the supports of their models; draws of nested
+        expectations are used linearly. Continuity is decided by analysis of the jaxpr and by a few evaluations of small pieces
+        of it in NumPy.
+
+        Args:
+            args: as for `value_and_grad`, whose `argnums` say what is differentiated.
+
+        Returns:
+            A report with `ok`, `findings` and `sites`.
+
+        Example:
+            >>> import jax.numpy as jnp, ppl, ppl.distributions as dist
+            >>> @ppl.expectation
+            ... def chance(mean):
+            ...     return jnp.where(ppl.sample("x", dist.Normal(mean, 1.0)) > 0.0, 1.0, 0.0)
+            >>> report = chance.check(0.5)
+            >>> report.ok, [(finding.address, finding.condition, finding.severity) for finding in report]
+            (False, [('x', 'continuity', 'fails')])
+        """
+        return check(self, evaluate, args, kwargs, argnums)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One unbiased draw, for use inside another objective: sums and scalings of expectations stay unbiased."""
+        """One unbiased draw, for use inside another objective: sums, scalings and products of independent draws stay unbiased.
+
+        Nonlinear functions of it do not; `check` finds them.
+        """
         staged = expanded(stage(self.function, *args, **kwargs))
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
-        return run_staged(staged, _Nested())[0]
+        return note(run_staged(staged, _Nested())[0], EXPECTATION, self.__name__)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"expectation({self.__name__})"  # type: ignore[attr-defined]
@@ -114,24 +202,30 @@ class _Nested(Seed):
         return rebind(site, leaves, simulated=True), None, None
 
 
-def estimate(staged: Staged, key: Any, samples: int | None) -> Any:
-    """The surrogate of a staged objective, averaged over independent repetitions."""
+def evaluate(staged: Staged, key: Any, samples: int | None, state: State | None) -> tuple[Outcome, State]:
+    """The surrogate of a staged objective, averaged over independent repetitions, and the next state of its baselines."""
     jaxpr, consts = staged.jaxpr.jaxpr, staged.jaxpr.consts
-    choices = first_choice(jaxpr)
+    choices = first_choice(jaxpr, consts)
     plan = make_plan(jaxpr, consts, choices) if any(site.weighted for site in choices.values()) else None
     chosen = choices if plan is None else plan.sites
     inputs = random_inputs(key, jaxpr, lambda site_id: _takes_noise(chosen.get(site_id)), samples)
 
-    def one(inputs: Inputs) -> Any:
+    before = check_state(chosen, state)
+
+    def one(inputs: Inputs) -> Outcome:
         if plan is None:
-            return run_staged(staged, Draw(), inputs)[0]
+            value = run_staged(staged, Draw(), inputs)[0]
+            return Outcome(value, jnp.zeros_like(value), {})
         wanted = [*plan.terms.numbers, *plan.terms.others]
-        values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys), wanted)
-        return resolve(plan, values, weights)
+        elements = choose_elements(plan, inputs.keys)
+        values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys, chosen=elements), wanted)
+        return outcome(plan, values, weights, elements, before, None if samples is None else LANES)
 
     if samples is None:
-        return one(inputs)
-    return jnp.mean(jax.vmap(one, axis_name=LANES, axis_size=samples)(inputs), axis=0)
+        found = one(inputs)
+    else:
+        found = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(one, axis_name=LANES, axis_size=samples)(inputs))
+    return found, next_state(chosen, before, found.returns)
 
 
 def expectation(function: Callable[..., Any]) -> Expectation:

@@ -21,6 +21,7 @@ from ppl import errors
 from ppl.estimated import Estimated, estimated_p
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.site import Address, PlateAxis, Site, feasible, site_p
+from ppl.transforms.relaxed import changed, evaluate, refusal
 from ppl.transforms.stage import Located, Staged, sites
 
 SiteId = tuple[Address, int]
@@ -91,16 +92,22 @@ def run(
         return atom.val if isinstance(atom, Literal) else env[atom]
 
     counts = dict(counts)
+    relaxed: list[str] = []
+    mixed = changed(args, jaxpr.invars)
     for part in _parts(jaxpr):
         operands = [read(atom) for atom in part.invars]
         if isinstance(part, Jaxpr):
-            outs = jax.core.eval_jaxpr(part, (), *operands)
+            plain = not mixed or not changed(operands, part.invars)
+            outs = jax.core.eval_jaxpr(part, (), *operands) if plain else evaluate(part, (), operands, relaxed)
         elif part.primitive is site_p:
             site = part.params["site"]
             given = {role: by[site.address] for role, by in inputs.values.items() if site.address in by}
             key = inputs.keys.get((site.address, counts.get(site.address, 0)))
             value, recorded, share = rule.site(site, operands, given, key)
             outs = [value]
+            if changed(outs, part.outvars):
+                mixed = True
+                relaxed.append(site.name)
             if recorded is not None:
                 values[site.address] = recorded
             total = _add(total, share)
@@ -123,6 +130,7 @@ def run(
                 )
             rule.check(part, site)
             outs, record = handle(part, operands, rule, inputs, counts)
+            mixed = mixed or changed(outs, part.outvars)
             values.update(record.values)
             total = _add(total, record.total)
         if not isinstance(part, Jaxpr):
@@ -280,6 +288,7 @@ def _scan(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     def body(carry: Any, x: Any) -> Any:
         xs, step = x
         outs, record = run(closed.jaxpr, closed.consts, [*consts, *carry, *xs], rule, step, counts)
+        _keeps_dtypes(outs[:n_carry], carry, closed.jaxpr, "a value carried by a loop that starts as an integer")
         return outs[:n_carry], (outs[n_carry:], record)
 
     keys = jax.vmap(fold, in_axes=(None, 0))(inputs.keys, jnp.arange(length)) if length else inputs.keys
@@ -309,6 +318,7 @@ def _while(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts
         index, carry, total = state
         keyed = Inputs(inputs.values, fold(inputs.keys, index))
         outs, record = run(body.jaxpr, body.consts, [*body_consts, *carry], rule, keyed, counts)
+        _keeps_dtypes(outs, carry, body.jaxpr, "a value carried by a loop that starts as an integer")
         return index + 1, outs, _add(total, record.total)
 
     start = (jnp.zeros((), jnp.int32), list(operands[n_cond + n_body :]), rule.zero())
@@ -319,6 +329,8 @@ def _while(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts
 def _cond(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts: dict[Address, int]) -> Any:
     index, *args = operands
     branches = eqn.params["branches"]
+    if changed([index], eqn.invars[:1]):
+        raise refusal("the choice of a branch", [located.site.name for branch in branches for located in sites(branch.jaxpr)])
     recorded = {
         located.site.address: located for branch in branches for located in sites(branch.jaxpr) if rule.records(located)
     }
@@ -327,12 +339,22 @@ def _cond(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
     def alternative(branch: Any) -> Callable[..., Any]:
         def body(args: Any, inputs: Inputs) -> Any:
             outs, record = run(branch.jaxpr, branch.consts, args, rule, inputs, counts)
+            _keeps_dtypes(outs, branch.out_avals, branch.jaxpr, "the integer result of a branch")
             values = {a: record.values[a] if a in record.values else _absent(at) for a, at in recorded.items()}
             return outs, Record(values, record.total)
 
         return body
 
     return jax.lax.switch(index, [alternative(branch) for branch in branches], args, inputs)
+
+
+def _keeps_dtypes(outs: Sequence[Any], like: Sequence[Any], body: Jaxpr, what: str) -> None:
+    if any(_dtype(out) != _dtype(old) for out, old in zip(outs, like, strict=True)):
+        raise refusal(what, [located.site.name for located in sites(body)])
+
+
+def _dtype(value: Any) -> Any:
+    return value.dtype if hasattr(value, "dtype") else jax.typeof(value).dtype
 
 
 def _absent(located: Located) -> Any:

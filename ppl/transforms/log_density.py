@@ -11,7 +11,7 @@ from ppl.address import flatten, suggest
 from ppl.densities import cost, factor_cost
 from ppl.estimated import Estimated
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, has_value, show
-from ppl.transforms.compare import fits, mismatch_table
+from ppl.transforms.compare import collect, fits, mismatch_table
 from ppl.transforms.interpret import Record, run_staged
 from ppl.transforms.modify import Prepared, Program, mask_of, prepare
 from ppl.transforms.simulate import Density, choices_of, fresh, given_value, origin
@@ -90,6 +90,10 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
     # What a family computes or subsamples for itself says nothing about the model's latents.
     unknown = [address for address in unknown if origins[address] is None or address in drawn]
     outside = [address for address, item in drawn.items() if address in latents and not fits(latents[address], item)]
+    both = [(latents[address], item) for address, item in drawn.items() if address in latents]
+    same_shapes = all(model.shape == family.shape for model, family in both)
+    if not missing and not unknown and same_shapes and collect(both):
+        outside = []
     if drawn and (missing or unknown or outside):
         raise errors.ModelFamilyMismatchError(
             "the model and the variational family disagree:\n" + mismatch_table(latents, drawn)
@@ -114,7 +118,7 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
     return {
         address: check_value(
             value,
-            sites[address].site,
+            _relaxed_like(sites[address].site, origins[address]),
             sites[address].shape,
             observed=False,
             mask=mask_of(sites[address].site, prepared.modifications),
@@ -122,3 +126,10 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
         for address, value in given.items()
         if address in accepted and sites[address].site.kind in (SAMPLE, SUBSAMPLE)
     }
+
+
+def _relaxed_like(site: Site, drawn: Located | None) -> Site:
+    """The site, which takes the floating-point values that a relaxation of an integer site draws."""
+    if drawn is None or not getattr(drawn.site.estimator, "relaxes", False):
+        return site
+    return site.replace(dtype=drawn.site.dtype)

@@ -17,8 +17,10 @@ import numpy as np
 
 from ppl import errors
 from ppl.address import covers, suggest
+from ppl.choice import chosen_for
 from ppl.estimated import Estimated, modify
-from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show
+from ppl.estimators.protocol import draw_dtype
+from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show, split_estimator
 from ppl.transforms.interpret import Inputs, Record, Rule
 from ppl.transforms.stage import Located, Staged, check_addresses, density_addresses, sites, stage
 from ppl.transforms.values import UNKNOWN_MASK, check_value
@@ -44,7 +46,7 @@ class Program(Protocol):
 class Modification:
     """A change to the sites at some addresses. `verb` is one of those above, `values` says what for which address.
 
-    The empty address stands for the whole program.
+    The empty address stands for the whole program. Of several that cover a site, the longest counts.
     """
 
     verb: str
@@ -55,6 +57,18 @@ class Modification:
         if kind == SAMPLE and located.site.address in self.values:
             return {"condition": OBSERVED, "intervene": DETERMINISTIC}.get(self.verb, kind)
         return kind
+
+    def site(self, located: Located) -> Site:
+        """The static part of a site after the modification, as far as values and families are checked against it."""
+        site = located.site.replace(kind=self.kind(located, located.site.kind))
+        if self.verb != "with_estimators" or site.kind != SAMPLE:
+            return site
+        prefix = max((p for p in self.values if covers(p, site.address)), key=len, default=None)
+        choice = None if prefix is None else self.values[prefix]
+        estimator = chosen_for(site, choice)
+        if estimator is None:
+            return site
+        return site.replace(estimator=split_estimator(estimator)[0], dtype=draw_dtype(estimator, site.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +95,7 @@ def prepare(program: Program) -> Prepared:
     values: dict[str, dict[Address, Any]] = {}
     for number, modification in enumerate(program.modifications):
         values[_role(number)] = _check(modification, table, program.modifications)
-        table = [
-            dataclasses.replace(item, site=item.site.replace(kind=modification.kind(item, item.site.kind))) for item in table
-        ]
+        table = [dataclasses.replace(item, site=modification.site(item)) for item in table]
     return Prepared(staged, table, program.modifications, values)
 
 
@@ -105,6 +117,9 @@ def _check(modification: Modification, table: list[Located], modifications: tupl
             raise errors.UnknownAddressError(
                 f"{verb} names the address {show(address)!r}, which the program lacks.{suggest(address, known)}"
             )
+        if verb == "with_estimators":
+            for item in matches:
+                chosen_for(item.site, value)
         for item in matches if verb in ("condition", "intervene", "substitute") else ():
             if item.site.kind != SAMPLE:
                 raise errors.UnknownAddressError(
@@ -176,14 +191,19 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
     if given is not None and verb in ("condition", "intervene", "substitute"):
         kind = {"condition": OBSERVED, "intervene": DETERMINISTIC, "substitute": SAMPLE}[verb]
         return _with(site.replace(kind=kind), leaves, "value", given, sliced=True)
-    prefix = next((p for p in modification.values if covers(p, site.address)), None)
+    prefix = max((p for p in modification.values if covers(p, site.address)), key=len, default=None)
     if prefix is None or verb in ("condition", "intervene", "substitute"):
         return site, leaves
     value = modification.values[prefix]
     if verb == "detach":
         return site.replace(detached=True), leaves
     if verb == "with_estimators":
-        return site.replace(estimator=value), leaves
+        found = chosen_for(site, value)
+        if found is None and value is not None:
+            return site, leaves
+        static, arrays = split_estimator(found)
+        site = site.replace(estimator=static, dtype=draw_dtype(found, site.dtype))
+        return _with(site, leaves, "estimator", arrays, sliced=False)
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None
     new = given if sliced else value
@@ -203,6 +223,6 @@ def _with(site: Site, leaves: Sequence[Any], name: str, value: Any, *, sliced: b
     leaves, tree = jax.tree.flatten(restore(site, leaves)._replace(**{name: value}))
     plates = []
     for plate in site.plates:
-        flags = restore(site, plate.batched)._replace(**{name: sliced})
+        flags = restore(site, plate.batched)._replace(**{name: jax.tree.map(lambda _: sliced, value)})
         plates.append(plate._replace(batched=tuple(jax.tree.leaves(flags))))
     return site.replace(tree=tree, plates=tuple(plates)), leaves

@@ -16,7 +16,7 @@ from ppl.estimated import Changes, Estimated, EstimatedOperands, Values, bind
 from ppl.estimators import Estimator
 from ppl.notes import note
 from ppl.program import Bound, inline, sample
-from ppl.site import SAMPLE, Address, Where, has_value, show, user_frame
+from ppl.site import SAMPLE, Address, Where, has_value, show, split_estimator, user_frame
 from ppl.transforms.kinds import UNBIASED_DENSITY
 from ppl.transforms.log_density import log_density
 from ppl.transforms.marginal import log_mean_exp, program_of, refuse_subsamples, staged_proposal
@@ -78,8 +78,10 @@ def normalize(program: Bound, *, proposal: Bound, particles: int, estimator: Est
             raise errors.MarginalError(f"the program has no latent variable to draw.\n  {where}")
         drawn = staged_proposal(proposal, [], latents, where)
         addresses = tuple(item.site.address for item in latents)
-        integral = Resampling(target.jaxpr.jaxpr, drawn.jaxpr, addresses, particles, estimator, where)
-        outs = bind(Estimated(integral, None, tuple(latents)), EstimatedOperands((target.jaxpr.consts, drawn.consts)))
+        static, arrays = split_estimator(estimator)
+        integral = Resampling(target.jaxpr.jaxpr, drawn.jaxpr, addresses, particles, static, where)
+        consts = (target.jaxpr.consts, drawn.consts, arrays)
+        outs = bind(Estimated(integral, None, tuple(latents)), EstimatedOperands(consts))
         return nest(dict(zip(addresses, outs, strict=True)))
 
     resampled.__name__ = f"normalize({getattr(program.function, '__name__', 'program')})"
@@ -99,11 +101,11 @@ class Resampling:
 
     def draw(self, consts: Any, changes: Changes) -> Values:
         traces, _, log_weights = self._particles(consts, changes, self.particles)
-        return self._choose(traces, log_weights)[0]
+        return self._choose(consts, traces, log_weights)[0]
 
     def simulate(self, consts: Any, changes: Changes) -> tuple[Values, Any]:
         traces, log_p, log_weights = self._particles(consts, changes, self.particles)
-        values, index = self._choose(traces, log_weights)
+        values, index = self._choose(consts, traces, log_weights)
         return values, self._noted(log_p[index] - log_mean_exp(log_weights))
 
     def score(self, consts: Any, changes: Changes, values: Values) -> Any:
@@ -128,11 +130,11 @@ class Resampling:
         result: tuple[dict[Address, Any], Any, Any] = jax.vmap(particle)(jnp.arange(number))
         return result
 
-    def _choose(self, traces: dict[Address, Any], log_weights: Any) -> tuple[dict[Address, Any], Any]:
+    def _choose(self, consts: Any, traces: dict[Address, Any], log_weights: Any) -> tuple[dict[Address, Any], Any]:
         if self.particles == 1:
             index: Any = 0
         else:
-            index = sample("<index>", dist.Categorical(logits=log_weights), estimator=self.estimator)
+            index = sample("<index>", dist.Categorical(logits=log_weights), estimator=self.estimator or consts[2])
         return {a: v[index] for a, v in traces.items()}, index
 
     def _check(self, changes: Changes, values: Values) -> None:

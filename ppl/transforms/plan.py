@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from ppl import errors
 from ppl.densities import elementwise
-from ppl.estimators import Enumerate, Estimator, ScoreFunction, pathwise_choice, support_size
-from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE
-from ppl.site import SAMPLE, Site, restore, show
+from ppl.estimators import Enumerate, Estimator, LeaveOneOut, MovingAverage, ScoreFunction, Vimco, pathwise_choice, support_size
+from ppl.estimators.protocol import EACH, JOINT, PRODUCT, SINGLE, specialized
+from ppl.site import SAMPLE, Site, estimator_of, restore, show
 from ppl.transforms.branches import Axis
 from ppl.transforms.influence import (
     ALL_LAGS,
@@ -29,7 +32,7 @@ from ppl.transforms.influence import (
 )
 from ppl.transforms.interpret import SiteId, site_ids
 from ppl.transforms.stage import Located, sites
-from ppl.transforms.steps import Steps, steps_of
+from ppl.transforms.steps import Steps, needed, steps_of
 from ppl.transforms.terms import Terms, terms_of
 
 LIMIT = 4096
@@ -37,6 +40,12 @@ LIMIT = 4096
 
 AFFORDABLE = 64
 """The most branches that enumeration takes where the user named no estimator."""
+
+
+Index = tuple[Any, ...]
+"""Where an element stands along the `split` dimensions of its site."""
+
+Chosen = Mapping[SiteId, Index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +80,15 @@ class SitePlan:
         return not self.site.detached and self.site.kind == SAMPLE and not _transparent(self.estimator)
 
     @property
+    def baseline(self) -> Any:
+        return getattr(self.estimator, "baseline", None)
+
+    @property
+    def brings_baseline(self) -> bool:
+        """Whether the site's own operands say what its baseline is."""
+        return self.baseline is not None and not isinstance(self.baseline, LeaveOneOut | MovingAverage | Vimco)
+
+    @property
     def n_loops(self) -> int:
         return len(self.shape) - len(element_shape(self.site))
 
@@ -78,6 +96,15 @@ class SitePlan:
     def elements(self) -> int:
         """How many elements branch one by one."""
         return math.prod(self.shape[dim] for dim in self.split)
+
+    def indices(self, chosen: Index | None = None) -> list[Index]:
+        """The elements that branch one by one; `chosen` is the one where it is chosen at random."""
+        return [chosen] if chosen is not None else list(itertools.product(*(range(self.shape[dim]) for dim in self.split)))
+
+    @property
+    def one_element(self) -> bool:
+        """Whether one of those elements is chosen at random."""
+        return getattr(self.estimator, "one_element", False) and bool(self.split)
 
     @property
     def perturbs(self) -> bool:
@@ -113,34 +140,60 @@ def make_plan(jaxpr: Any, consts: Sequence[Any], choices: Mapping[SiteId, SitePl
     chosen = dict(choices)
     while True:
         plan = _analyse(jaxpr, consts, chosen)
-        crowded = _crowded(plan)
-        if crowded is None:
+        conflict = _conflict(plan)
+        if conflict is None:
             return plan
-        automatic = [site_id for site_id in crowded if chosen[site_id].why == AUTOMATIC]
+        automatic = [site_id for site_id in conflict.site_ids if chosen[site_id].why == AUTOMATIC]
         for site_id in automatic:
             chosen[site_id] = dataclasses.replace(
                 chosen[site_id], estimator=_score(chosen[site_id].located), why="its values are too many to enumerate together"
             )
         if not automatic:
-            _refuse_crowd(plan, crowded)
+            raise errors.EstimatorError(conflict.message)
 
 
-AUTOMATIC = "few values"
+AUTOMATIC, NAMED = "few values", "named by the user"
 
 
-def first_choice(jaxpr: Any) -> dict[SiteId, SitePlan]:
+def first_choice(jaxpr: Any, consts: Sequence[Any] = ()) -> dict[SiteId, SitePlan]:
     """The estimator of each site, before it is known what enumeration would cost."""
     found: dict[SiteId, SitePlan] = {}
-    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr), strict=True):
-        site = located.site
-        if site.kind != SAMPLE:
-            continue
-        estimator, why = _choose(site, located)
-        if not site.detached:
-            _refuse(estimator, located)
-        shape = located.stack + element_shape(site)
-        found[site_id] = SitePlan(site_id, located, estimator, why, len(found), shape)
+    for site_id, located in zip(site_ids(jaxpr), sites(jaxpr, consts), strict=True):
+        if located.site.kind == SAMPLE:
+            found[site_id] = choice_of(site_id, located, found)
     return found
+
+
+def choice_of(site_id: SiteId, located: Located, before: Mapping[SiteId, SitePlan]) -> SitePlan:
+    """The estimator of one site, before it is known what enumeration would cost; `before` has those of earlier sites."""
+    site = located.site
+    estimator, why = _choose(site, located)
+    if not site.detached:
+        _refuse(estimator, located)
+        estimator = specialized(estimator, template(located))
+    plan = SitePlan(site_id, located, estimator, why, len(before), located.stack + element_shape(site))
+    return _shared(before[site_id], plan) if site_id in before else plan
+
+
+def _shared(one: SitePlan, other: SitePlan) -> SitePlan:
+    """The choice for two sites that share an address in different branches of a cond: it must serve both."""
+    pair = (one, other)
+    alike = one.shape == other.shape and one.site.detached == other.site.detached
+    transparent = one.site.detached or all(_transparent(p.estimator) for p in pair)
+    if transparent and one.site.detached == other.site.detached:
+        return one
+    counts = {p.estimator.branches(template(p.located)) for p in pair}
+    if alike and one.estimator == other.estimator and len(counts) == 1:
+        return one
+    if alike and NAMED not in (one.why, other.why):
+        return dataclasses.replace(
+            one, estimator=next(_score(p.located) for p in pair), why="it serves both branches of a cond"
+        )
+    raise errors.EstimatorError(
+        f"{one.site.name!r} ~ {one.site.distribution_name} and {other.site.name!r} ~ {other.site.distribution_name} share an "
+        f"address in two branches of a cond, and no estimator.\n  first:  {one.site.where}\n  second: {other.site.where}\n"
+        "Use two addresses."
+    )
 
 
 def _refuse(estimator: Estimator, located: Located) -> None:
@@ -155,8 +208,9 @@ def _refuse(estimator: Estimator, located: Located) -> None:
 
 def chosen_estimator(site: Site) -> Estimator:
     """The estimator of a site by itself, wherever it stands."""
-    if site.estimator is not None:
-        return site.estimator
+    named = estimator_of(site, [0.0] * site.tree.num_leaves)
+    if named is not None:
+        return named
     choice = pathwise_choice(elementwise(restore(site, [0.0] * site.tree.num_leaves).distribution))
     assert choice is not None
     return choice
@@ -164,8 +218,9 @@ def chosen_estimator(site: Site) -> Estimator:
 
 def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
     distribution = template(located)
-    if site.estimator is not None:
-        return site.estimator, "named by the user"
+    named = estimator_of(site, located.operands)
+    if named is not None:
+        return named, NAMED
     choice = pathwise_choice(distribution)
     if choice is not None:
         return choice, "draws have right pathwise derivatives"
@@ -177,7 +232,7 @@ def _choose(site: Site, located: Located) -> tuple[Estimator, str]:
 
 def _score(located: Located) -> Estimator:
     site = located.site
-    score = ScoreFunction()
+    score = ScoreFunction(LeaveOneOut())
     reason = score.refuses(template(located), site)
     if reason is None:
         return score
@@ -206,6 +261,11 @@ def _analyse(jaxpr: Any, consts: Sequence[Any], chosen: Mapping[SiteId, SitePlan
 
 def _branch(plan: SitePlan, uses: Sequence[Influences], parents: Mapping[SiteId, Influences]) -> SitePlan:
     """Which dimensions of a site's elements have to branch one by one."""
+    if plan.located.in_while and plan.brings_baseline:
+        raise errors.EstimatorError(
+            f"the score of {plan.site.name!r} has a baseline of its own in a while_loop, where its draws are not told apart.\n"
+            f"  {plan.site.where}\nLeaveOneOut() and MovingAverage() serve it."
+        )
     if not plan.weighted or plan.estimator.coupling == SINGLE:
         return plan
     site, estimator = plan.site, plan.estimator
@@ -267,17 +327,17 @@ def _number_axes(found: Mapping[SiteId, SitePlan]) -> tuple[dict[SiteId, SitePla
             axes = tuple(Axis(plan.position, part, plan.count) for part in range(n_axes))
             plans[site_id] = dataclasses.replace(plan, axes=axes)
         elif plan.perturbs:
-            chosen_one = getattr(plan.estimator, "one_element", False)
-            count = (plan.count - 1) * (1 if chosen_one else plan.elements)
+            count = (plan.count - 1) * (1 if plan.one_element else plan.elements)
             plans[site_id] = dataclasses.replace(plan, offset=rows, rows=count)
             rows += count
         else:
             axis = shared.setdefault((plan.estimator.axis, plan.count), Axis(plan.position, 0, plan.count))
             plans[site_id] = dataclasses.replace(plan, axes=(axis,))
-    perturbation = Axis(-1, 0, rows) if rows > 1 else None
-    if perturbation is not None:
-        plans = {i: dataclasses.replace(p, axes=(perturbation,)) if p.rows else p for i, p in plans.items()}
-    return plans, perturbation
+    perturbing = {i: p for i, p in plans.items() if p.weighted and p.perturbs}
+    if not perturbing:
+        return plans, None
+    perturbation = Axis(-1, 0, rows)
+    return plans | {i: dataclasses.replace(p, axes=(perturbation,)) for i, p in perturbing.items()}, perturbation
 
 
 def value_axes(influences: Influences, plans: Mapping[SiteId, SitePlan]) -> dict[Axis, SiteId]:
@@ -296,30 +356,114 @@ def value_axes(influences: Influences, plans: Mapping[SiteId, SitePlan]) -> dict
     return axes
 
 
-def _crowded(plan: Plan) -> list[SiteId] | None:
-    """Sites whose branches together are too many for some value, if there are any."""
-    limit = {site_id: AFFORDABLE if p.why == AUTOMATIC else LIMIT for site_id, p in plan.sites.items()}
-    for influences in itertools.chain(plan.steps.influences, plan.parents.values()):
-        axes = value_axes(influences, plan.sites) if influences else {}
-        if axes and math.prod(axis.size for axis in axes) > min(limit[site_id] for site_id in axes.values()):
-            names = {key.site for key in influences if key.direct and plan.sites[key.site].axes}
-            return [site_id for site_id in plan.sites if site_id in names]
+class _Conflict(NamedTuple):
+    """Sites that cannot be evaluated as planned, and what to say to users who named their estimators."""
+
+    site_ids: Sequence[SiteId]
+    message: str
+
+
+def _conflict(plan: Plan) -> _Conflict | None:
+    for find in (_crowded, _entangled, _disparate, _outlived):
+        conflict = find(plan)
+        if conflict is not None:
+            return conflict
     return None
 
 
-def _refuse_crowd(plan: Plan, crowded: Sequence[SiteId]) -> None:
+def _crowded(plan: Plan) -> _Conflict | None:
+    """Sites whose branches together are too many for some value."""
+    limit = {site_id: AFFORDABLE if p.why == AUTOMATIC else LIMIT for site_id, p in plan.sites.items()}
+    kept, used = needed(plan.steps, [*plan.terms.numbers, *plan.terms.others])
+    sums = {
+        step.outs[inc.carry] for step in kept for inc in step.sums
+    } - used  # not carried, where only the increments are needed
+    evaluated = used.union(*(step.outs for step in kept)) - sums
+    for influences in itertools.chain((plan.steps.influences[n] for n in evaluated), plan.parents.values()):
+        axes = value_axes(influences, plan.sites) if influences else {}
+        if axes and math.prod(axis.size for axis in axes) > min(limit[site_id] for site_id in axes.values()):
+            names = {key.site for key in influences if key.direct and plan.sites[key.site].axes}
+            return _too_many(plan, [site_id for site_id in plan.sites if site_id in names])
+    return None
+
+
+def _too_many(plan: Plan, crowded: Sequence[SiteId]) -> _Conflict:
     plans = [plan.sites[site_id] for site_id in crowded]
     count = math.prod({axis: axis.size for p in plans for axis in p.axes}.values())
     names = ", ".join(f"{show(p.site.address)!r}" + (f" ({p.elements} elements)" if p.elements > 1 else "") for p in plans)
     how = {type(p.estimator).__name__ for p in plans}
-    raise errors.EstimatorError(
+    return _Conflict(
+        crowded,
         f"{' and '.join(sorted(how))} would take {count:.3g} evaluations of a value on which {names} act together; the limit "
         f"is {LIMIT}.\n  {plans[0].site.where}\n"
         "Estimators whose cost does not multiply: LocalExpectation() and MeasureValued() (one element at a time), "
-        "OneElement(...) of either (one at random), DisARM(), Samples(K), ScoreFunction()."
+        "OneElement(...) of either (one at random), DisARM(), Samples(K), ScoreFunction().",
     )
 
 
-Choose = Callable[[Site], Estimator]
+def _entangled(plan: Plan) -> _Conflict | None:
+    """A chain whose elements are coupled within a step, too."""
+    for site_id, p in plan.sites.items():
+        if p.chain is not None and p.split:
+            return _Conflict(
+                [site_id],
+                f"the elements of {p.site.name!r} are coupled along a loop and within a step too.\n  {p.site.where}\n"
+                "Join them to one Categorical variable of all combinations, or use LocalExpectation() or ScoreFunction().",
+            )
+    return None
 
-__all__ = ["AFFORDABLE", "LIMIT", "Key", "Plan", "SitePlan", "make_plan", "value_axes"]
+
+def _disparate(plan: Plan) -> _Conflict | None:
+    """Chains that depend on one another, and do not run alike."""
+    for site_id, p in plan.sites.items():
+        for key in plan.parents.get(site_id, {}):
+            other = plan.sites[key.site]
+            chained = p.chain is not None and other.chain is not None and key.direct
+            if chained and (p.shape, p.chain, p.reverse) != (other.shape, other.chain, other.reverse):
+                return _Conflict(
+                    [key.site, site_id],
+                    f"the enumerated sites {other.site.name!r} and {p.site.name!r} depend on one another along a loop and have "
+                    f"different shapes.\n  {p.site.where}\nUse LocalExpectation() or ScoreFunction() for one of them.",
+                )
+    return None
+
+
+def _outlived(plan: Plan) -> _Conflict | None:
+    """A weight that differs between the branches of a chain cannot be summed along it."""
+    for number in plan.terms.numbers:
+        for key, place in plan.steps.influences[number].items():
+            p = plan.sites[key.site]
+            if key.direct or not p.weighted or p.chain is not None:
+                continue
+            apart = p.split if p.estimator.coupling == PRODUCT else ()
+            for above, along in plan.parents[key.site].items():
+                chain = plan.sites[above.site]
+                if not above.direct or chain.chain is None:
+                    continue
+                at = along[chain.chain]
+                there = None if at is None or at.index in apart else place[at.index]  # type: ignore[call-overload]
+                if there is None or there.lags != NOW:
+                    return _Conflict(
+                        [above.site, key.site],
+                        f"{show(chain.site.address)!r} is enumerated step by step, and {show(p.site.address)!r} depends on it "
+                        f"and reaches later steps.\n  {chain.site.where}\n"
+                        "Give the first ScoreFunction() or LocalExpectation(), or the second Reparameterize() if it has one.",
+                    )
+    return None
+
+
+def choose_elements(plan: Plan, keys: Mapping[SiteId, Any]) -> Chosen:
+    """For each site of which one element branches, which one."""
+    chosen: dict[SiteId, Index] = {}
+    for site_id, site_plan in plan.sites.items():
+        if site_plan.weighted and site_plan.perturbs and site_plan.one_element:
+            key = jax.random.fold_in(keys[site_id], _CHOICE)
+            number = jax.random.randint(key, (), 0, site_plan.elements)
+            chosen[site_id] = tuple(jnp.unravel_index(number, tuple(site_plan.shape[dim] for dim in site_plan.split)))
+    return chosen
+
+
+_CHOICE = 2**32 - 1
+"""No index of a loop, which are folded into keys too."""
+
+__all__ = ["AFFORDABLE", "LIMIT", "Key", "Plan", "SitePlan", "choose_elements", "make_plan", "value_axes"]

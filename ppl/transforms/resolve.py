@@ -7,7 +7,6 @@ axis, which is variable elimination: a chain of enumerated sites costs the sum o
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ppl import errors
+from ppl.estimators.first_order import first_order
 from ppl.estimators.protocol import PRODUCT, SINGLE
-from ppl.site import show
 from ppl.transforms.branches import (
     Axis,
     Branched,
@@ -30,39 +29,46 @@ from ppl.transforms.branches import (
 )
 from ppl.transforms.influence import NOW, At, Place
 from ppl.transforms.interpret import SiteId
-from ppl.transforms.plan import LIMIT, Plan, SitePlan
-from ppl.transforms.terms import apply_tail
+from ppl.transforms.plan import LIMIT, Chosen, Index, Plan, SitePlan
 
 Weights = Mapping[SiteId, Branched]
 
 
-def resolve(plan: Plan, values: Mapping[int, Branched], weights: Weights) -> Any:
-    """The surrogate: its value and all its derivatives are unbiased."""
-    resolver = _Resolver(plan, weights)
-    estimates = {number: resolver.estimate(number, values[number]) for number in plan.terms.numbers}
-    return apply_tail(plan.terms, lambda number: values[number].array, estimates)
-
-
-class _Resolver:
+class Resolver:
     """Estimates of terms. What several terms need, they share."""
 
-    def __init__(self, plan: Plan, weights: Weights):
+    def __init__(self, plan: Plan, weights: Weights, chosen: Chosen):
         self.plan, self.weights = plan, weights
         self.elimination = Elimination()
         self.priors = chain_priors(plan, weights)
+        self._rows = functools.partial(_rows, chosen)
         self._kept: dict[Any, Any] = {}
 
-    def estimate(self, number: int, term: Branched) -> Any:
+    def estimates(self, values: Mapping[int, Branched]) -> dict[int, Any]:
+        """Every term, estimated: the surrogate is the linear tail of these."""
+        return {number: self._estimate(number, values[number]) for number in self.plan.terms.numbers}
+
+    def reach(self, site_id: SiteId, log_weight: Branched) -> Branched | None:
+        """How much weight each branch in which a site stands has, by element; None where there is one branch."""
+        if not log_weight.axes:
+            return None
+        influences = self.plan.parents[site_id]
+        places = {key.site: place for key, place in influences.items() if not key.direct and key.site in self.weights}
+        factors = self._factors(places, log_weight.array.ndim - len(log_weight.axes))
+        summed = [axis for axis in union_axes(factor.axes for factor in factors) if axis not in log_weight.axes]
+        return self.elimination.sum_over(factors, summed)
+
+    def _estimate(self, number: int, term: Branched) -> Any:
         influences = self.plan.steps.influences[number]
         places = {key.site: place for key, place in influences.items() if not key.direct and key.site in self.weights}
         ndim = len(term.shape)
         factors = self._factors(places, ndim)
-        log_weights = [self._log_weight(i, p, ndim) for i, p in places.items() if self._coupling(i) == SINGLE]
-        if log_weights:
-            total = add(log_weights)
-            term = multiply([term, Branched(jnp.exp(total.array), total.axes)])
+        scored = [site_id for site_id in self.plan.sites if site_id in places and self._coupling(site_id) == SINGLE]
+        if scored:
+            term = multiply([term, self._score([(site_id, places[site_id]) for site_id in scored], ndim)])
         result = self.elimination.sum_of_products([*factors, term])
-        return jnp.broadcast_to(result.array, term.shape).astype(term.array.dtype)
+        array = result.array if result.shape == term.shape else jnp.broadcast_to(result.array, term.shape)
+        return array.astype(term.array.dtype)
 
     def _coupling(self, site_id: SiteId) -> str:
         return self.plan.sites[site_id].estimator.coupling
@@ -72,9 +78,19 @@ class _Resolver:
             self._kept[key] = make()
         return self._kept[key]
 
-    def _log_weight(self, site_id: SiteId, place: Place, ndim: int) -> Branched:
-        _refuse_chain(self.plan, site_id, place)
-        return self._keep(("log", site_id, place, ndim), lambda: placed(self.weights[site_id], place, ndim))
+    def _score(self, scored: Sequence[tuple[SiteId, Place]], ndim: int) -> Branched:
+        """The product of log weights' exponentials. Terms of a sequential program share all but the last of their sites."""
+        total: Branched | None = None
+        upto: Any = ndim
+        for site_id, place in scored:
+            upto = self._keep(("upto", id(upto), site_id, place), lambda upto=upto: (upto,))
+            log_weight = self._keep(
+                ("log", site_id, place, ndim), functools.partial(placed, self.weights[site_id], place, ndim)
+            )
+            parts = [log_weight] if total is None else [total, log_weight]
+            total = self._keep(("sum", id(upto)), functools.partial(add, parts))
+        assert total is not None
+        return self._keep(("score", id(upto)), lambda: Branched(jnp.exp(total.array), total.axes))
 
     def _factors(self, places: Mapping[SiteId, Place], ndim: int) -> list[Branched]:
         factors: list[Branched] = []
@@ -84,16 +100,14 @@ class _Resolver:
             if plan.estimator.coupling == SINGLE:
                 continue
             if plan.estimator.coupling != PRODUCT:
-                _refuse_chain(self.plan, site_id, place)
                 shared.setdefault(plan.axes[0], []).append((plan, place))
             elif plan.chain is not None:
                 factors += self._chain(plan, place, ndim)
             else:
-                _refuse_chain(self.plan, site_id, tuple(None if d in plan.split else at for d, at in enumerate(place)))
                 kept = ("values", site_id, place, ndim)
                 factors += self._keep(kept, functools.partial(_enumerated, plan, weights, place, ndim))
         for axis, group in shared.items():
-            combine = _rows if axis == self.plan.perturbation else _joint
+            combine = self._rows if axis == self.plan.perturbation else _joint
             key = (axis, tuple((plan.site_id, place) for plan, place in group), ndim)
             factors.append(self._keep(key, functools.partial(combine, axis, group, self.weights, ndim)))
         return list({id(factor): factor for factor in factors}.values())
@@ -118,25 +132,26 @@ def _enumerated(plan: SitePlan, weights: Branched, place: Place, ndim: int) -> l
     rest = tuple(at for dim, at in enumerate(place) if dim not in plan.split)
     return [
         last_as_axis(placed(_element(weights.at(axis, 0), plan, index), rest, ndim, trailing=1), axis)
-        for axis, index in zip(plan.axes, _indices(plan), strict=True)
+        for axis, index in zip(plan.axes, plan.indices(), strict=True)
     ]
 
 
-def _indices(plan: SitePlan) -> list[tuple[int, ...]]:
-    return list(itertools.product(*(range(plan.shape[dim]) for dim in plan.split)))
-
-
-def _element(weights: Branched, plan: SitePlan, index: Sequence[int]) -> Branched:
+def _element(weights: Branched, plan: SitePlan, index: Index) -> Branched:
     """The weights of one of the elements that branch one by one."""
-    n = len(weights.axes)
-    where = dict(zip(plan.split, index, strict=True))
-    selection = [where.get(dim, slice(None)) for dim in range(len(plan.shape))]
-    return Branched(weights.array[(*[slice(None)] * n, *selection)], weights.axes)
+    n, array = len(weights.axes), weights.array
+    for dim, i in sorted(zip(plan.split, index, strict=True), reverse=True, key=lambda at: at[0]):
+        array = jax.lax.dynamic_index_in_dim(array, i, n + dim, keepdims=False)
+    return Branched(array, weights.axes)
 
 
-def _gradient(weights: Branched) -> Branched:
-    """Value zero, gradient that of the weights."""
-    return Branched(weights.array - jax.lax.stop_gradient(weights.array), weights.axes)
+def _gradient(weights: Branched, plan: SitePlan) -> Branched:
+    """Value zero, gradient that of the weights.
+
+    Where several elements branch, their derivatives are added, which is right for the first ones alone.
+    """
+    what = f"{type(plan.estimator).__name__} at {plan.site.name!r}"
+    once = first_order(weights.array, what, str(plan.site.where))
+    return Branched(once - jax.lax.stop_gradient(once), weights.axes)
 
 
 def _joint(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights, ndim: int) -> Branched:
@@ -144,17 +159,25 @@ def _joint(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights
     first = weights[group[0][0].site_id]
     n_elements = len(first.array.shape) - 1
     base = Branched(jnp.reshape(jax.lax.stop_gradient(first.array[(0,) * n_elements]), (1,) * ndim + (axis.size,)))
-    parts = [placed(_gradient(weights[plan.site_id]), place, ndim, trailing=1) for plan, place in group]
+    parts = []
+    for plan, place in group:
+        gradient = placed(_gradient(weights[plan.site_id], plan), place, ndim, trailing=1)
+        if getattr(plan.estimator, "leave_one_out", False):
+            others = (jnp.sum(gradient.array, axis=-1, keepdims=True) - gradient.array) / (axis.size - 1)
+            gradient = Branched(gradient.array - others, gradient.axes)
+        parts.append(gradient)
     return last_as_axis(add([base, *parts]), axis)
 
 
-def _rows(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights, ndim: int) -> Branched:
+def _rows(chosen: Chosen, axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights, ndim: int) -> Branched:
     """Weights of the rows of the perturbation: row 0 is the draw, each other one has another value for some elements."""
     parts = [Branched(jnp.reshape(jnp.zeros(axis.size).at[0].set(1.0), (1,) * ndim + (axis.size,)))]
     for plan, place in group:
-        gradient = _gradient(weights[plan.site_id])
+        gradient = _gradient(weights[plan.site_id], plan)
+        if plan.one_element:
+            gradient = Branched(plan.elements * gradient.array, gradient.axes)
         rows, first = [], []
-        for index in _indices(plan):
+        for index in plan.indices(chosen.get(plan.site_id)):
             rest = tuple(at for dim, at in enumerate(place) if dim not in plan.split)
             part = placed(_element(gradient, plan, index), rest, ndim, trailing=1)
             for dim, i in zip(plan.split, index, strict=True):
@@ -170,7 +193,7 @@ def _rows(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights,
     return last_as_axis(add(parts), axis)
 
 
-def _only(part: Branched, at: At | None, index: int, size: int, ndim: int) -> Branched:
+def _only(part: Branched, at: At | None, index: Any, size: int, ndim: int) -> Branched:
     """Zero for the elements of a term that the element `index` of a site does not reach."""
     if at is None:
         return part
@@ -193,7 +216,8 @@ def placed(value: Branched, place: Place, ndim: int, trailing: int = 0) -> Branc
     for dim, at in enumerate(place):
         if at is not None and at.lags != NOW:
             array = jax.lax.cumsum(array, axis=n + dim, reverse=at.reverse)
-    array = jnp.sum(array, axis=tuple(n + dim for dim, at in enumerate(place) if at is None))
+    lost = tuple(n + dim for dim, at in enumerate(place) if at is None)
+    array = jnp.sum(array, axis=lost) if lost else array
     targets = [at.index for at in place if at is not None]
     while len(set(targets)) < len(targets):  # two dimensions of the site along one of the term
         second = next(i for i, target in enumerate(targets) if target in targets[:i])
@@ -202,10 +226,11 @@ def placed(value: Branched, place: Place, ndim: int, trailing: int = 0) -> Branc
         del targets[second]
     order = sorted(range(len(targets)), key=targets.__getitem__)
     last = range(n + len(targets), n + len(targets) + trailing)
-    array = jnp.transpose(array, [*range(n), *(n + i for i in order), *last])
+    if order != sorted(order):
+        array = jnp.transpose(array, [*range(n), *(n + i for i in order), *last])
     sizes = dict(zip(sorted(targets), array.shape[n:], strict=False))
     shape = [*array.shape[:n], *(sizes.get(dim, 1) for dim in range(ndim)), *array.shape[array.ndim - trailing :]]
-    return Branched(jnp.reshape(array, shape), value.axes)
+    return Branched(array if list(array.shape) == shape else jnp.reshape(array, shape), value.axes)
 
 
 class Elimination:
@@ -255,12 +280,6 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
     """The forward recursion of a hidden Markov model, for all sites of a group together."""
     first = group[0]
     assert first.chain is not None
-    if any((p.shape, p.chain, p.reverse) != (first.shape, first.chain, first.reverse) for p in group):
-        names = ", ".join(repr(show(p.site.address)) for p in group)
-        raise errors.EstimatorError(
-            f"the enumerated sites {names} depend on one another along a loop and have different shapes.\n"
-            f"  {first.site.where}\nUse LocalExpectation() or ScoreFunction() for one of them."
-        )
     chain: int = first.chain
     before = [p.axes[0] for p in group]
     own = {axis for p in group for axis in p.axes}
@@ -281,19 +300,4 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
     return Branched(jnp.moveaxis(stacked.array, 0, len(stacked.axes) + chain), stacked.axes)
 
 
-def _refuse_chain(plan: Plan, site_id: SiteId, place: Place) -> None:
-    """A weight that differs between the branches of a chain cannot be summed along it."""
-    for key, along in plan.parents[site_id].items():
-        chain = plan.sites[key.site]
-        if not key.direct or chain.chain is None:
-            continue
-        at = along[chain.chain]
-        if at is None or place[at.index] is None or place[at.index].lags != NOW:  # type: ignore[union-attr]
-            raise errors.EstimatorError(
-                f"{show(chain.site.address)!r} is enumerated step by step, and {show(site_id[0])!r} depends on it and reaches "
-                f"later steps.\n  {chain.site.where}\n"
-                "Give the first ScoreFunction() or LocalExpectation(), or the second Reparameterize() if it has one."
-            )
-
-
-__all__ = ["Elimination", "placed", "resolve"]
+__all__ = ["Elimination", "Resolver", "Weights", "placed"]

@@ -51,7 +51,7 @@ def given_value(site: Site, leaves: Sequence[Any]) -> Any:
 def fresh(site: Site, leaves: Sequence[Any]) -> Any:
     """A draw of the site, as a random choice of the function that simulates it."""
     refuse_improper(site)
-    return rebind(site, leaves, keep=("distribution",), simulated=True)
+    return rebind(site, leaves, keep=("distribution", "estimator"), simulated=True)
 
 
 def refuse_improper(site: Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
     `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds. `operands` are
-    the site's in one lane: numbers where they are literals, otherwise `unknown` of their shape.
+    the site's in one lane: numbers where they are literals or made of one, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -85,19 +85,38 @@ class Located:
 _tables: weakref.WeakKeyDictionary[Jaxpr, list[Located]] = weakref.WeakKeyDictionary()
 
 
-def sites(jaxpr: Jaxpr) -> list[Located]:
-    """All sites of a jaxpr, in program order."""
+def sites(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> list[Located]:
+    """All sites of a jaxpr, in program order. Operands are known better where the values of its constants are."""
+    if consts:
+        known = zip(jaxpr.constvars, map(_uniform, consts), strict=True)
+        return list(_walk(jaxpr, {var: value for var, value in known if value is not None}))
     if jaxpr not in _tables:
-        _tables[jaxpr] = list(_walk(jaxpr))
+        _tables[jaxpr] = list(_walk(jaxpr, {}))
     return _tables[jaxpr]
 
 
-def _walk(jaxpr: Jaxpr) -> Iterator[Located]:
+def _uniform(const: Any) -> Any:
+    """The number that a concrete array has everywhere, if it has one."""
+    if isinstance(const, jax.core.Tracer) or not isinstance(jax.typeof(const).dtype, np.dtype) or not np.size(const):
+        return None
+    array = np.asarray(const)
+    return array.flat[0] if np.all(array == array.flat[0]) else None
+
+
+def _walk(jaxpr: Jaxpr, uniform: dict[Any, Any]) -> Iterator[Located]:
+    """`uniform` has the variables that are one number everywhere, and which one."""
     for eqn in jaxpr.eqns:
         if eqn.primitive is site_p:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
-            yield Located(site, axes=axes, operands=tuple(_one_lane(site, i, atom) for i, atom in enumerate(eqn.invars)))
+            operands = tuple(_one_lane(site, i, atom, uniform) for i, atom in enumerate(eqn.invars))
+            yield Located(site, axes=axes, operands=operands)
+        elif eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
+            atom = eqn.invars[0]
+            if isinstance(atom, Literal):
+                uniform[eqn.outvars[0]] = atom.val
+            elif atom in uniform:
+                uniform[eqn.outvars[0]] = uniform[atom]
         elif eqn.primitive is estimated_p:
             yield from eqn.params["estimated"].located
         elif site_of(eqn) is not None:
@@ -106,11 +125,13 @@ def _walk(jaxpr: Jaxpr) -> Iterator[Located]:
                     yield _inside(eqn, branch, located)
 
 
-def _one_lane(site: Site, operand: int, atom: Any) -> Any:
+def _one_lane(site: Site, operand: int, atom: Any, uniform: dict[Any, Any]) -> Any:
     if isinstance(atom, Literal):
         return atom.val
-    plates = sum(plate.batched[operand] for plate in site.plates)
-    return unknown(atom.aval.shape[plates:], atom.aval.dtype) if isinstance(atom.aval.dtype, np.dtype) else 0.0
+    if not isinstance(atom.aval.dtype, np.dtype):
+        return 0.0
+    shape = atom.aval.shape[sum(plate.batched[operand] for plate in site.plates) :]
+    return np.full(shape, uniform[atom], atom.aval.dtype) if atom in uniform else unknown(shape, atom.aval.dtype)
 
 
 def plate_name(axis: PlateAxis | None) -> str:

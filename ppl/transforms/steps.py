@@ -146,6 +146,17 @@ def influences_on_variables(
     return flow(jaxpr.replace(outvars=list(variables), debug_info=jaxpr.debug_info), ins, scope, counts)
 
 
+def needed(steps: Steps, wanted: Sequence[int]) -> tuple[list[Step], set[int]]:
+    """The steps that are needed, and the numbers of the values that are."""
+    used = set(wanted)
+    kept = []
+    for step in reversed(steps.steps):
+        if used.intersection(step.outs) or used.intersection(step.increments):
+            kept.append(step)
+            used.update(step.ins)
+    return kept[::-1], used
+
+
 def carried_sums(eqn: Any) -> list[Increment]:
     """The increments of every carried value of a scan that is nothing but a running sum."""
     body = eqn.params["jaxpr"].jaxpr
@@ -210,4 +221,4 @@ def _sums_with(start: Any, body: Jaxpr, made: dict[Any, Any]) -> set[Any]:
     return found
 
 
-__all__ = ["CALLS", "Increment", "Step", "Steps", "carried_sums", "evaluate", "steps_of"]
+__all__ = ["CALLS", "Increment", "Step", "Steps", "carried_sums", "evaluate", "needed", "steps_of"]

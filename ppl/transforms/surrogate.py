@@ -18,7 +18,7 @@ from jax.extend.core import primitives as jp
 from ppl import errors
 from ppl.estimators.protocol import PRODUCT
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
-from ppl.site import Site, site_p
+from ppl.site import SAMPLE, Site, site_p
 from ppl.transforms.branches import Axis, Branched, each_branch, rename, union_axes
 from ppl.transforms.draws import draw_site, neutral, own_branch, sole_value
 from ppl.transforms.influence import (
@@ -34,8 +34,8 @@ from ppl.transforms.influence import (
     scan_carry,
 )
 from ppl.transforms.interpret import SiteId, fold, identify, scan_sizes
-from ppl.transforms.plan import Plan, value_axes
-from ppl.transforms.steps import Step, Steps, carried_sums, evaluate, steps_of
+from ppl.transforms.plan import Chosen, Plan, value_axes
+from ppl.transforms.steps import Step, Steps, carried_sums, evaluate, needed, steps_of
 
 Weights = dict[SiteId, Branched]
 
@@ -48,6 +48,7 @@ class Frame:
     keys: Mapping[SiteId, Any]
     loops: tuple[Loop, ...] = ()
     indices: tuple[Any, ...] = ()
+    chosen: Chosen = dataclasses.field(default_factory=dict)
     hidden: bool = False  # whether the axes are hidden from what is evaluated, by a vmap over them
 
     def enter(self, loop: Loop, index: Any, keys: Mapping[SiteId, Any]) -> Frame:
@@ -83,7 +84,7 @@ def run_steps(
     env: dict[int, Branched] = {number: Branched(value) for number, value in steps.known.items()}
     env.update(zip(steps.ins, operands, strict=True))
     weights: Weights = {}
-    kept, needed = _needed(steps, wanted)
+    kept, used = needed(steps, wanted)
     for step in kept:
         ins = [env[number] for number in step.ins]
         handle = _HANDLERS.get(step.eqn.primitive) if site_of(step.eqn) or step.sums or _chained(ins, frame) else None
@@ -93,7 +94,7 @@ def run_steps(
             if weight is not None:
                 weights[_site_id(step)] = weight
         elif handle is not None:
-            idle = frozenset(inc.carry for inc in step.sums if step.outs[inc.carry] not in needed)
+            idle = frozenset(inc.carry for inc in step.sums if step.outs[inc.carry] not in used)
             outs, found = handle(step, ins, [steps.influences[number] for number in step.ins], frame, idle)
             weights.update(found)
         else:
@@ -101,17 +102,6 @@ def run_steps(
         for number, value in zip([*step.outs, *step.increments], outs, strict=True):
             env[number] = _trim(value, frame.axes(steps.influences[number]))
     return env, weights
-
-
-def _needed(steps: Steps, wanted: Sequence[int]) -> tuple[list[Step], set[int]]:
-    """The steps that are needed, and the numbers of the values that are."""
-    needed = set(wanted)
-    kept = []
-    for step in reversed(steps.steps):
-        if needed.intersection(step.outs) or needed.intersection(step.increments):
-            kept.append(step)
-            needed.update(step.ins)
-    return kept[::-1], needed
 
 
 def _trim(value: Branched, axes: Sequence[Axis]) -> Branched:
@@ -135,9 +125,11 @@ def _site_id(step: Step) -> SiteId:
 def _site(step: Step, leaves: Sequence[Branched], frame: Frame) -> tuple[Branched, Branched | None]:
     site, site_id = step.eqn.params["site"], _site_id(step)
     plan, key = frame.plan.sites.get(site_id), frame.keys.get(site_id)
-    if plan is None or not plan.weighted:
+    if plan is None or not plan.weighted or site.kind != SAMPLE:
         return each_branch(lambda *arrays: sole_value(site, arrays, key, plan and plan.estimator), leaves), None
-    value, weight = draw_site(plan, leaves, key, frame.indices, frame.plan.perturbation)
+    # In a cond, another site may have this one's address and its plan.
+    plan = dataclasses.replace(plan, located=dataclasses.replace(plan.located, site=site))
+    value, weight = draw_site(plan, leaves, key, frame.indices, frame.plan.perturbation, frame.chosen)
     if weight is None:
         return value, None
     axes = frame.weight_axes(site_id)

@@ -18,7 +18,7 @@ from ppl.transforms.steps import Step, Steps, evaluate
 _ALWAYS = frozenset(
     """
     add add_any sub neg reduce_sum broadcast_in_dim reshape squeeze expand_dims transpose copy copy_p slice concatenate pad rev
-    cumsum
+    cumsum note
     """.split()
 )
 _IN_ONE_OPERAND = frozenset("mul dot_general".split())

@@ -1,7 +1,7 @@
-"""NumPyro's distributions, under one name with the project's own.
+"""NumPyro's densities that are wrong, made right.
 
-Two of NumPyro's densities have a wrong gradient at logits of exactly zero, where training often starts: `corrected` replaces
-them, and `ppl.sample` applies it to whatever it is given.
+Two of them have a wrong gradient at logits of exactly zero, where training often starts: `corrected` replaces them, and
+`ppl.sample` applies it to whatever it is given.
 """
 
 from typing import Any
@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpyro.distributions as _dist
 from jax import lax
 from jax.scipy.special import gammaln
-from numpyro.distributions import *  # noqa: F403
-from numpyro.distributions import constraints, transforms
 
 
 @jax.custom_jvp
@@ -104,6 +102,3 @@ def corrected(distribution: Any) -> Any:
             distribution = kind.tree_unflatten(aux, leaves)
             setattr(distribution, part, corrected(inner))
     return distribution
-
-
-__all__ = [*(name for name in _dist.__all__), "constraints", "corrected", "transforms"]
