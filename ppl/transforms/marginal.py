@@ -306,7 +306,7 @@ class ImportanceSampling(_Marginal):
     def _noted(self, log_density: Any) -> Any:
         names = ", ".join(map(show, self.keep))
         reason = f"the density of {names}, estimated by importance sampling with {self.particles} particles"
-        return note(log_density, UNBIASED_DENSITY, f"{reason}\n  {self.where}")
+        return note(log_density, UNBIASED_DENSITY, f"{reason} ({self.where})")
 
 
 _PROPOSAL = "<proposal>"

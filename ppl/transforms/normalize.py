@@ -152,4 +152,4 @@ class Resampling:
     def _noted(self, log_density: Any) -> Any:
         names = ", ".join(map(show, self.addresses))
         reason = f"the density of {names}, drawn by sampling-importance-resampling from {self.particles} particles, estimated"
-        return note(log_density, UNBIASED_DENSITY, f"{reason}\n  {self.where}")
+        return note(log_density, UNBIASED_DENSITY, f"{reason} ({self.where})")
