@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, testing
+from ppl import distributions, errors, estimators, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
@@ -43,6 +43,7 @@ __all__ = [
     "minibatch_sum",
     "minimize",
     "normalize",
+    "objectives",
     "plate",
     "program",
     "render",

@@ -75,11 +75,32 @@ def _aval(x: Any, batched: bool) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape[1:] if batched else aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
+loops_first = jax.make_user_context(False)
+"""Whether a `vmap` of a scan with sites becomes a scan of vmaps, as in JAX, and is not kept as `lanes`.
+
+The order of a trace's axes is lost then, but not what the function returns. So objectives may be staged in this way, in which
+every step of a loop has its elements side by side, and programs may not.
+"""
+
+
+def loop_in_lanes(jaxpr: Jaxpr) -> bool:
+    """Whether a scan with sites stands directly in lanes."""
+    for eqn in jaxpr.eqns:
+        if site_of(eqn) is not None:
+            inner = list(inner_jaxprs(eqn.params))
+            if eqn.primitive is lanes_p and any(e.primitive is jp.scan_p for e in inner[0].eqns):
+                return True
+            if any(map(loop_in_lanes, inner)):
+                return True
+    return False
+
+
 def _keep_where_sites_are(primitive: Primitive) -> None:
     batch = batching.fancy_primitive_batchers[primitive]
 
     def rule(axis_data: Any, args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
-        if any(site_in(jaxpr) for jaxpr in inner_jaxprs(params)):
+        flat = primitive is jp.scan_p and loops_first.value
+        if not flat and any(site_in(jaxpr) for jaxpr in inner_jaxprs(params)):
             return _keep(primitive, axis_data, args, dims, **params)
         return batch(axis_data, args, dims, **params)
 

@@ -43,7 +43,6 @@ def coin_exact(t):
 T = jnp.array([0.4, -0.3])
 PAIRS = {
     "path and score": (Reparameterize(), SCORE),
-    "scores": (SCORE, SCORE),
     "path and enumeration": (Reparameterize(), Enumerate()),
 }
 
@@ -65,8 +64,7 @@ def test_a_product_with_itself_is_of_independent_estimates():
     e = coin(None)
     noise = ppl.expectation(lambda t: ppl.sample("x", dist.Normal(t[0], 1.0)))
     assert_unbiased(noise * noise, T, lambda t: t[0] ** 2)  # E[X^2] is one more
-    assert_unbiased(noise**4, T, lambda t: t[0] ** 4)
-    assert_unbiased(ppl.expectation(lambda t: noise(t) * noise(t)), T, lambda t: t[0] ** 2)
+    assert_unbiased(noise**3 + ppl.expectation(lambda t: noise(t) * noise(t)), T, lambda t: t[0] ** 3 + t[0] ** 2)
     exact = (e * e * e).value_and_grad(jax.random.key(0), T)  # enumerated: no noise at all
     np.testing.assert_allclose(exact[0], coin_exact(T) ** 3, rtol=1e-5)
     np.testing.assert_allclose(exact[1], jax.grad(lambda t: coin_exact(t) ** 3)(T), rtol=1e-5)
@@ -76,9 +74,8 @@ def test_products_keep_the_structure_of_their_operands():
     # 60 coins with costs of their own are enumerated two branches at a time; as one product they would be coupled.
     @ppl.expectation
     def heads(logit):
-        return (
-            ppl.plate("coins", lambda u: ppl.sample("c", dist.Bernoulli(logits=logit + u)))(jnp.linspace(-1, 1, 60)).sum() / 60
-        )
+        coins = ppl.plate("coins", lambda u: 1.0 * ppl.sample("c", dist.Bernoulli(logits=logit + u)))
+        return coins(jnp.linspace(-1, 1, 60)).sum() / 60
 
     value, grad = (heads * heads).value_and_grad(jax.random.key(0), 0.2)
 
@@ -90,7 +87,6 @@ def test_products_keep_the_structure_of_their_operands():
 
 
 EXPONENTS = {
-    "path": lambda: normal(Reparameterize()),
     "score": lambda: 0.5 * coin(SCORE),
     "enumerated": lambda: coin(None) - 2.0,
     "two sites": lambda: 0.5 * normal(Reparameterize()) - coin(SCORE),
@@ -100,7 +96,6 @@ EXPONENTS = {
 @pytest.mark.parametrize("name", EXPONENTS)
 def test_exponentials(name):
     exact = {
-        "path": normal_exact,
         "score": lambda t: 0.5 * coin_exact(t),
         "enumerated": lambda t: coin_exact(t) - 2.0,
         "two sites": lambda t: 0.5 * normal_exact(t) - coin_exact(t),
@@ -193,7 +188,7 @@ def test_lanes_and_steps_of_loops_are_independent():
 
 def test_jit_vmap_and_maximize():
     e, f = normal(None), coin(SCORE)
-    objective = 2.0 * f - (e * e).exp(terms=10) * 0.5
+    objective = 2.0 * f - (e * e).exp(terms=3) * 0.5
     keys = jax.random.split(jax.random.key(0), 3)
     batched = jax.jit(jax.vmap(lambda key: objective.value_and_grad(key, T, samples=2)))(keys)
     alone = objective.value_and_grad(keys[1], T, samples=2)
@@ -202,7 +197,7 @@ def test_jit_vmap_and_maximize():
 
     mean = ppl.expectation(lambda m: ppl.sample("x", dist.Normal(m, 1.0)))
     fit = ppl.maximize(
-        -((mean - 3.0) ** 2), 0.0, jax.random.key(1), optimizer=optax.adam(0.1), steps=400, samples=16, progress=False
+        -((mean - 3.0) ** 2), 0.0, jax.random.key(1), optimizer=optax.adam(0.1), steps=300, samples=16, progress=False
     )
     assert abs(fit.params - 3.0) < 0.15
     assert abs(fit.history[-100:].mean()) < 0.1  # the square of the mean, without the variance of the draws
@@ -220,3 +215,9 @@ def test_what_has_no_unbiased_estimate_is_refused():
     with pytest.raises(errors.ObjectiveError, match="terms"):
         e.exp(terms=0)
     assert repr(e * e - 2.0) == "expectation((payoff * payoff + -2))"
+
+
+def test_operands_whose_sites_are_elsewhere_are_named():
+    e, f = coin(None), normal(None)
+    assert (e + f).operands == ()
+    assert (2.0 * (e * f) - f.exp() / 3.0 + e).operands == (e, f)

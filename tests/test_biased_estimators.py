@@ -283,8 +283,8 @@ def test_other_refusals():
     for function in (lambda key, p: jnp.zeros(3), lambda key, p: jnp.zeros((), int)):
         with pytest.raises(errors.EstimatorError, match="it must give floating-point numbers of shape"):
             objective(dist.Bernoulli(0.5), Relaxation(function)).grad(KEY, 0.4)
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        GumbelSoftmax(0.0)
+    with pytest.raises(errors.EstimatorError, match=r"temperature is .* and must be positive"):
+        objective(dist.Bernoulli(0.5), GumbelSoftmax(0.0)).grad(KEY, 0.4)
 
 
 def test_the_temperature_may_be_an_argument_of_the_objective():

@@ -20,7 +20,7 @@ import ppl
 import ppl.distributions as dist
 from benchmarks import posteriors
 from ppl import errors
-from ppl.estimators import Enumerate, Reparameterize, ScoreFunction
+from ppl.estimators import Enumerate, MeasureValued, Particle, Reparameterize, ScoreFunction
 from ppl.notes import note
 from tests.test_pathwise import HEAVY, MULTIVARIATE, SCALAR
 
@@ -70,6 +70,7 @@ DISCONTINUOUS = {
     "integers": lambda m: normal(m).astype(int) * 1.0,
     "index": lambda m: jnp.arange(5.0)[jnp.clip(normal(m).astype(int), 0, 4)],
     "searchsorted": lambda m: jnp.searchsorted(jnp.arange(4.0), normal(m)).astype(float),
+    "one of many integers": lambda m: of(jnp.floor(normal(m)), lambda k: jnp.where(jnp.sum(k * jnp.ones(2)) > 3.0, 1.0, 0.0)),
     "cond": lambda m: of(normal(m), lambda x: jax.lax.cond(x > 0, lambda: x + 1.0, lambda: x)),
     "cond over sites": lambda m: jax.lax.cond(normal(m) > 0, lambda: normal(m, "y"), lambda: 0.0),
     "switch": lambda m: jax.lax.switch(normal(m).astype(int), [lambda: 0.0, lambda: 1.0, lambda: 3.0]),
@@ -128,6 +129,7 @@ CONTINUOUS = {
     "top_k": lambda m: jax.lax.top_k(normal(m, shape=(3,)), 1)[0][0],
     "interp": lambda m: jnp.interp(normal(m), jnp.arange(4.0), jnp.array([0.0, 1.0, 0.0, 2.0])),
     "distance to the nearest integer": lambda m: of(normal(m), lambda x: jnp.abs(x - jnp.round(x))),
+    "always rounded to zero": lambda m: of(normal(m), lambda x: jnp.floor(0.5 * jnp.abs(x - jnp.round(x)) + 0.1)),
     "periodic": lambda m: jnp.cos(2 * jnp.pi * (normal(m) % 1.0)),
     "cond": lambda m: of(normal(m), lambda x: jax.lax.cond(x > 0, lambda: x, lambda: 0.1 * x)),
     "vmap of cond": lambda m: jax.vmap(lambda x: jax.lax.cond(x > 0, lambda: x, lambda: 0.1 * x))(normal(m, shape=(3,))).sum(),
@@ -376,6 +378,20 @@ def test_a_note_changes_nothing():
     assert note({"a": 1, "b": jnp.arange(2)}, "kind", "reason")["a"] == 1
 
 
+class Pathwise(ScoreFunction):
+    """An estimator of the user's own, with a weight and a differentiable value."""
+
+    def particle(self, key, distribution):
+        value = distribution.sample(key)
+        return Particle(value, jnp.zeros_like(value))
+
+
+def test_weighted_values_may_move_too():
+    for estimator, alarms in ((Pathwise(), ["x"]), (ScoreFunction(), []), (MeasureValued(), [])):
+        step = findings(lambda m, e=estimator: jnp.where(ppl.sample("x", dist.Normal(m, 1.0), estimator=e) > 0, 1.0, 0.0), 0.3)
+        assert [f.address for f in step] == alarms
+
+
 class Biased(Reparameterize):
     unbiased = False
 
@@ -476,3 +492,12 @@ def test_reports_print():
     good = ppl.expectation(CONTINUOUS["relu"]).check(0.3)
     assert good.ok
     assert str(good).endswith("every condition holds")
+
+
+def test_products_and_exponentials_are_checked_operand_by_operand():
+    jump = ppl.expectation(lambda p: jnp.where(ppl.sample("x", dist.Normal(p, 1.0)) > 0, 1.0, 0.0))
+    smooth = ppl.expectation(lambda p: 1.0 * ppl.sample("b", dist.Bernoulli(logits=p)))
+    product = smooth * jump
+    assert [row.address for row in product.estimators(0.3)] == ["b", "x"]
+    assert [(finding.address, finding.condition) for finding in product.check(0.3)] == [("x", "continuity")]
+    assert (smooth * smooth).exp().check(0.3).ok

@@ -83,7 +83,7 @@ MULTIVARIATE = {
         0.8 * jnp.exp(t), probs=jax.nn.softmax(jnp.array([2 * t, 0.0, 0.3]))
     ),
     "VonMisesFisher": lambda t: ppl_dist.VonMisesFisher(
-        jnp.array([jnp.cos(t), jnp.sin(t) * 0.6, jnp.sin(t) * 0.8]), 3.0 * jnp.exp(t)
+        jnp.array([jnp.sin(t), jnp.cos(t) * 0.6, jnp.cos(t) * 0.8]), 3.0 * jnp.exp(t)
     ),
 }
 THETA = 0.3

@@ -9,6 +9,7 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -281,19 +282,40 @@ def run(examples):
     )
 
 
-@run(10)
+@run(8)
 @given(statements)
 def test_enumeration_is_exact(block):
     check_exact(block)
 
 
-@run(5)
+@run(3)
 @given(statements)
 def test_score_functions_are_unbiased(block):
     check_unbiased(block, lambda _: ScoreFunction())
 
 
-@run(10)
+@run(6)
 @given(statements)
 def test_any_estimators_together_are_unbiased(block):
     check_unbiased(block)
+
+
+def test_sums_of_integers_are_sums_of_costs():
+    """The mean of many coins costs what one coin costs; what rounds (a quotient of integers) is no sum."""
+    shifts = jnp.linspace(-1.0, 1.0, 60)
+
+    def coins(p, estimator):
+        return jax.vmap(lambda c: ppl.sample("coin", dist.Bernoulli(logits=p + c), estimator=estimator))(shifts)
+
+    def cost(p, estimator):
+        b = coins(p, estimator)
+        return p * b.mean() + (2 * b[::2] - 1).mean() + 0.1 * (b > 0).sum()
+
+    def exact(p):
+        q = jax.nn.sigmoid(p + shifts)
+        return p * q.mean() + (2 * q[::2] - 1).mean() + 0.1 * q.sum()
+
+    found = ppl.expectation(lambda p: cost(p, Enumerate())).value_and_grad(jax.random.key(0), 0.3)
+    np.testing.assert_allclose(found, jax.value_and_grad(exact)(0.3), rtol=1e-5)
+    with pytest.raises(errors.EstimatorError, match="act together"):
+        ppl.expectation(lambda p: 1.0 * (coins(p, Enumerate()).sum() // 2)).estimate(jax.random.key(0), 0.3)

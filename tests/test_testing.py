@@ -156,12 +156,9 @@ def test_moments_agree_with_numpy_over_batches_of_unequal_size():
         return jnp.exp(jax.random.normal(key, (3,))) + shift
 
     found = moments(draw, jax.random.key(0), 1000, jnp.array([0.0, 10.0, -5.0]), batch=300)
-    keys = [
-        key
-        for index, count in enumerate((300, 300, 300, 100))
-        for key in jax.random.split(jax.random.fold_in(jax.random.key(0), index), 300)[:count]
-    ]
-    x = np.asarray(jax.vmap(draw, in_axes=(0, None))(jnp.stack(keys), jnp.array([0.0, 10.0, -5.0])), float)
+    batches = enumerate((300, 300, 300, 100))
+    keys = jnp.concatenate([jax.random.split(jax.random.fold_in(jax.random.key(0), i), 300)[:count] for i, count in batches])
+    x = np.asarray(jax.vmap(draw, in_axes=(0, None))(keys, jnp.array([0.0, 10.0, -5.0])), float)
     np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.variance, x.var(0, ddof=1), rtol=1e-4)
     gap = x - x.mean(0)
@@ -231,7 +228,7 @@ EXACT = {
 @pytest.mark.parametrize("name", EXACT)
 def test_quadrature_agrees_with_closed_forms(name):
     function, exact = EXACT[name]
-    order = 1 if name == "detached" else 2
+    order = 2 if name == "scan" else 1
     arguments = Arguments((0.3,), 0)
     found, error = exact_derivatives(ppl.expectation(function), arguments, "quadrature", order)
     truth = arguments.derivatives(exact, arguments.vector, [], order)

@@ -96,11 +96,13 @@ def _gap_by_rejection(dimension: int, key: Any, concentration: Any) -> Any:
 
     def draw(state: Any) -> Any:
         key, gap, done = state
-        key, key_beta, key_accept = jax.random.split(key, 3)
-        z = jax.random.beta(key_beta, n / 2.0, n / 2.0, concentration.shape, concentration.dtype)
+        key, now = jax.random.split(key)
+        angle, radius, accept = jax.random.uniform(now, (3, *concentration.shape), concentration.dtype)
+        # Beta(n/2, n/2) without rejection (Ulrich 1984; Devroye 1986, section IX.3.2).
+        radius = jnp.sqrt(1.0 - radius ** (2.0 / (n - 1.0))) if n > 1.0 else 1.0
+        z = 0.5 + 0.5 * radius * jnp.cos(2.0 * jnp.pi * angle)
         new = 2.0 * b * z / (1.0 - (1.0 - b) * z)
-        accept = jnp.log1p(-jax.random.uniform(key_accept, concentration.shape, concentration.dtype))
-        accepted = log_ratio(new) - log_ratio(gap0) >= accept
+        accepted = log_ratio(new) - log_ratio(gap0) >= jnp.log1p(-accept)
         return key, jnp.where(done, gap, new), done | accepted
 
     start = (key, jnp.zeros_like(concentration), jnp.zeros(concentration.shape, bool))

@@ -82,7 +82,8 @@ def _shrinking(key: Any, concentration: Any) -> tuple[Any, Any]:
     is the integral over s in (0, 1) of `s^(a-1) / (1-s)` times p less the density of s x. Here 1 - s is drawn from
     Beta(1/2, a), for which the variance is finite whatever bounded function is averaged.
     """
-    less = jnp.maximum(jax.random.beta(key, 0.5, concentration), jnp.finfo(jnp.result_type(float)).tiny)
+    less = jax.random.beta(key, 0.5, concentration)
+    less = jnp.maximum(less, jnp.finfo(less.dtype).eps ** 2)  # below, s is one and the difference zero
     return jnp.exp(betaln(0.5, concentration)) / jnp.sqrt(less), 1.0 - less
 
 

@@ -136,8 +136,7 @@ def moments(function: Callable[..., Any], key: Any, draws: int, *inputs: Any, ba
     batch = min(batch, draws)
 
     @jax.jit
-    def run(key: Any, index: Any, present: Any, inputs: Any) -> Any:
-        keys = jax.random.split(jax.random.fold_in(key, index), batch)
+    def run(keys: Any, present: Any, inputs: Any) -> Any:
         values = jax.vmap(lambda key: function(key, *inputs))(keys)
         weights = present[:, None].astype(values.dtype)
         mean = jnp.sum(weights * values, axis=0) / jnp.sum(weights)
@@ -147,7 +146,8 @@ def moments(function: Callable[..., Any], key: Any, draws: int, *inputs: Any, ba
     found: Moments | None = None
     for index, start in enumerate(range(0, draws, batch)):
         count = min(batch, draws - start)
-        parts = run(key, index, np.arange(batch) < count, inputs)
+        keys = jax.random.split(jax.random.fold_in(key, index), batch)
+        parts = run(keys, np.arange(batch) < count, inputs)
         part = Moments(count, *(np.asarray(array, float) for array in parts))
         found = part if found is None else found.merge(part)
     assert found is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,14 +40,16 @@ class Algebra:
 
     estimate: Callable[..., Any]
 
+    operands: tuple[Any, ...] = ()
+    """The expectations of which this one uses independent estimates: their sites are not among its own."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     def __add__(self, other: Any) -> Any:
         term = _operand(other)
-        return self._like(
-            lambda *args, **kwargs: self(*args, **kwargs) + term(*args, **kwargs), f"({_name(self)} + {_name(other)})"
-        )
+        name, operands = f"({_name(self)} + {_name(other)})", (*self.operands, *getattr(other, "operands", ()))
+        return self._like(lambda *args, **kwargs: self(*args, **kwargs) + term(*args, **kwargs), name, operands)
 
     def __radd__(self, other: Any) -> Any:
         return self + other
@@ -64,9 +66,11 @@ class Algebra:
     def __mul__(self, other: Any) -> Any:
         name = f"{_name(self)} * {_name(other)}"
         if isinstance(other, Algebra):
-            return self._like(lambda *a, **k: self._independent(1, a, k)[0] * other._independent(1, a, k)[0], name)
+            return self._like(
+                lambda *a, **k: self._independent(1, a, k)[0] * other._independent(1, a, k)[0], name, (self, other)
+            )
         factor = _operand(other)
-        return self._like(lambda *args, **kwargs: factor() * self(*args, **kwargs), name)
+        return self._like(lambda *args, **kwargs: factor() * self(*args, **kwargs), name, self.operands)
 
     def __rmul__(self, other: Any) -> Any:
         return self * other
@@ -75,7 +79,9 @@ class Algebra:
         if isinstance(other, Algebra):
             return _refuse_quotient()
         divisor = _operand(other)
-        return self._like(lambda *args, **kwargs: self(*args, **kwargs) / divisor(), f"{_name(self)} / {_name(other)}")
+        return self._like(
+            lambda *args, **kwargs: self(*args, **kwargs) / divisor(), f"{_name(self)} / {_name(other)}", self.operands
+        )
 
     def __rtruediv__(self, other: Any) -> Any:
         return _refuse_quotient()
@@ -86,7 +92,7 @@ class Algebra:
             raise errors.ObjectiveError(
                 f"{_name(self)}**{power}: only powers with a positive Python integer have an unbiased estimate of bounded cost."
             )
-        return self._like(lambda *a, **k: jnp.prod(self._independent(int(power), a, k)), f"{_name(self)}**{power}")
+        return self._like(lambda *a, **k: jnp.prod(self._independent(int(power), a, k)), f"{_name(self)}**{power}", (self,))
 
     def exp(self, *, terms: int = 20, shift: Any = None) -> Any:
         """The exponential of the expectation, `exp(E[X])`, which is less than `E[exp(X)]` unless X is constant.
@@ -125,7 +131,7 @@ class Algebra:
             centre = jax.lax.stop_gradient(draws[terms] if shift is None else jnp.asarray(shift, draws.dtype))
             return jnp.exp(centre) * _series(draws[:terms] - centre)
 
-        return self._like(exponential, f"exp({_name(self)})")
+        return self._like(exponential, f"exp({_name(self)})", (self,))
 
     def _independent(self, count: int, args: Any, kwargs: Any) -> Any:
         """Independent estimates inside the objective that is being traced, each resolved: weighted by itself."""
@@ -133,9 +139,11 @@ class Algebra:
         keys = jax.random.wrap_key_data(words, impl="threefry2x32")
         return jax.vmap(lambda key: self.estimate(key, *args, **kwargs))(keys)
 
-    def _like(self, function: Callable[..., Any], name: str) -> Any:
+    def _like(self, function: Callable[..., Any], name: str, operands: Sequence[Any]) -> Any:
         function.__name__ = function.__qualname__ = name
-        return type(self)(function)  # type: ignore[call-arg]
+        result = type(self)(function)  # type: ignore[call-arg]
+        result.operands = tuple(dict.fromkeys(operands))
+        return result
 
 
 def _series(deviations: Any) -> Any:

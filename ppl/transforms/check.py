@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ppl import errors, estimators
 from ppl.choice import available
 from ppl.notes import EXPECTATION
-from ppl.site import Site, Where, describe_support
+from ppl.site import Where, describe_support
 from ppl.transforms.baselines import initial_state
 from ppl.transforms.compare import Coverage, collecting
 from ppl.transforms.inforce import (
@@ -28,7 +30,7 @@ from ppl.transforms.interpret import SiteId
 from ppl.transforms.kinds import UNBIASED_DENSITY, Use, uses_of
 from ppl.transforms.linearity import Misuse, misuses_of
 from ppl.transforms.plan import SitePlan, template
-from ppl.transforms.smoothness import DETACHED, PATHWISE, STOPPED, Jump, jumps_of
+from ppl.transforms.smoothness import DETACHED, PATHWISE, STOPPED, Jump, jumps_of, value_moves
 from ppl.transforms.stage import Staged
 
 FAILS, CANNOT_TELL, BOUND = "fails", "cannot tell", "bound"
@@ -107,12 +109,15 @@ def check(objective: Any, evaluate: Callable[..., Any], args: Sequence[Any], kwa
         return Report(Table([]), (_finding("", "support", FAILS, str(error), _of_objective(objective)),))
     jaxpr, consts = staging.staged.jaxpr.jaxpr, staging.staged.jaxpr.consts
     findings += _biased(plans)
-    jumps = jumps_of(jaxpr, consts, staging.moving, lambda site_id, site: _trait(plans, site_id, site))
+    traits = {site_id: _trait(plan) for site_id, plan in plans.items()}
+    jumps = jumps_of(jaxpr, consts, staging.moving, lambda site_id, site: traits.get(site_id, PATHWISE))
     findings += [_jump(jump, plans) for jump in _distinct(jumps)]
     findings += [_coverage(coverage) for coverage in coverages]
     findings += [_misuse(misuse) for misuse in misuses_of(jaxpr, consts, EXPECTATION)]
     findings += [_bound(use) for use in uses_of(jaxpr, UNBIASED_DENSITY) if use.operation is None]
-    return Report(table(plans), tuple(dict.fromkeys(findings)))
+    reports = [check(operand, evaluate, args, kwargs, argnums) for operand in objective.operands]
+    findings += [finding for report in reports for finding in report]
+    return Report(table(plans).joined(report.sites for report in reports), tuple(dict.fromkeys(findings)))
 
 
 def _of_objective(objective: Any) -> Where:
@@ -124,11 +129,16 @@ def _finding(address: str, condition: str, severity: str, message: str, where: W
     return Finding(address, condition, severity, message, where.file, where.line)
 
 
-def _trait(plans: Mapping[SiteId, SitePlan], site_id: SiteId, site: Site) -> str:
-    plan = plans.get(site_id)
+def _trait(plan: SitePlan) -> str:
+    site, located = plan.site, plan.located
     if site.detached:
         return DETACHED
-    return PATHWISE if plan is None or not plan.weighted else STOPPED
+    if not plan.weighted:
+        return PATHWISE
+    if not np.issubdtype(site.dtype, np.floating):
+        return STOPPED
+    shapes = [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in located.operands]
+    return PATHWISE if value_moves(plan.estimator, site, shapes) else STOPPED
 
 
 def _refusal(refusal: Refusal) -> Finding:
@@ -172,7 +182,7 @@ def _jump(jump: Jump, plans: Mapping[SiteId, SitePlan]) -> Finding:
     wheres = {site_id: plan.site.where for site_id, plan in plans.items()}
     ids = [site_id for site_id in plans if site_id in jump.sites] or sorted(jump.sites)
     names = ", ".join(map(address_of, ids))
-    pathwise = [site_id for site_id in ids if site_id in plans and not plans[site_id].weighted]
+    pathwise = [site_id for site_id in ids if site_id in plans and _trait(plans[site_id]) == PATHWISE]
     where = jump.where or (wheres.get(ids[0]) if ids else None) or Where("<unknown>", 0, "")
     drawn = "; ".join(f"{address_of(site_id)} is drawn at {wheres[site_id]}" for site_id in ids if site_id in wheres)
     what = f"is discontinuous ({jump.operation})" if jump.certain else f"may be discontinuous ({jump.operation})"

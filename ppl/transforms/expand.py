@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ppl.estimated import Estimated, bind, estimated_p, prefixed
@@ -69,8 +69,8 @@ def holds_estimated(jaxpr: Any) -> bool:
     )
 
 
-def expanded(staged: Staged) -> Staged:
-    """The same function with plain sites only."""
+def expanded(staged: Staged, again: Callable[..., Staged] = stage) -> Staged:
+    """The same function with plain sites only. `again` stages it anew where that takes a change."""
     if not holds_estimated(staged.jaxpr.jaxpr):
         return staged
-    return stage(lambda: run_staged(staged, Expand())[0])
+    return again(lambda: run_staged(staged, Expand())[0])

@@ -25,7 +25,7 @@ from ppl.transforms.kinds import refuse_misuse
 from ppl.transforms.partition import combine, partition
 from ppl.transforms.plan import SitePlan, choose_elements, chosen_estimator, first_choice, make_plan
 from ppl.transforms.seed import Seed, random_inputs
-from ppl.transforms.stage import Staged, check_addresses, sites, stage
+from ppl.transforms.stage import Staged, check_addresses, sites, stage_objective
 from ppl.transforms.surrogate import Frame, run_steps
 
 LANES = "repetitions of the objective"
@@ -97,7 +97,7 @@ class Expectation(Algebra):
                 )
             return jnp.asarray(value)
 
-        staged = expanded(stage(one, *args, **kwargs))
+        staged = expanded(stage_objective(one, *args, **kwargs), stage_objective)
         refuse_misuse(staged.jaxpr.jaxpr)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return staged
@@ -189,7 +189,7 @@ class Expectation(Algebra):
 
         Nonlinear functions of it do not; `check` finds them.
         """
-        staged = expanded(stage(self.function, *args, **kwargs))
+        staged = expanded(stage_objective(self.function, *args, **kwargs), stage_objective)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return note(run_staged(staged, _Nested())[0], EXPECTATION, self.__name__)  # type: ignore[attr-defined]
 

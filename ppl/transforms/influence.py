@@ -21,7 +21,8 @@ from jax.extend.core import primitives as jp
 from ppl import errors
 from ppl.densities import elementwise, parameters
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
-from ppl.site import Site, restore, site_p
+from ppl.notes import note_p
+from ppl.site import Site, restore, show, site_p
 from ppl.transforms.alignment import Map, dimension_maps
 from ppl.transforms.interpret import SiteId, advance, scan_sizes
 
@@ -56,6 +57,9 @@ NOTHING: Influences = {}
 
 TRANSPARENT, WEIGHTED, ENUMERATED = "transparent", "weighted", "enumerated"
 """What a site is to this analysis: a function of its parameters; a draw whose weight matters; a constant set of values."""
+
+PATHWISE = "pathwise"
+"""A note: the value is used as a differentiable function of noise, so that no site with a weight may influence it."""
 
 
 class Loop(NamedTuple):
@@ -346,6 +350,19 @@ def _lanes(eqn: Any, ins: Sequence[Influences], scope: Scope, counts: dict[Any, 
     return [stack(value, len(scope.loops)) for value in outs]
 
 
+def _note(eqn: Any, ins: Sequence[Influences], scope: Scope, counts: dict[Any, int]) -> list[Influences]:
+    """An identity; refused where the value must be a differentiable function of noise, and a site behind it has a weight."""
+    note = eqn.params["note"]
+    if note.kind == PATHWISE and ins[0]:
+        names = ", ".join(dict.fromkeys(repr(show(key.site[0])) for key in ins[0]))
+        raise errors.EstimatorError(
+            f"{note.reason} is right for reparameterized sites alone, and the estimator of {names} is another.\n"
+            f"  {note.where}\nUse with_estimators(Reparameterize()) where the distribution allows it, or another objective: "
+            "ppl.objectives.elbo, iwae and vimco take any site."
+        )
+    return list(ins)
+
+
 _RULES: dict[Any, Callable[[Any, Sequence[Influences], Scope, dict[Any, int]], list[Influences]]] = {
     site_p: _site,
     lanes_p: _lanes,
@@ -357,4 +374,5 @@ _RULES: dict[Any, Callable[[Any, Sequence[Influences], Scope, dict[Any, int]], l
     jp.cond_p: _cond,
     jp.scan_p: _scan,
     jp.while_p: _while,
+    note_p: _note,
 }

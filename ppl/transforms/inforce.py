@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +56,10 @@ class Table(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows)
+
+    def joined(self, others: Iterable[Table]) -> Table:
+        """Followed by the rows of others."""
+        return Table([*self, *(row for other in others for row in other)])
 
     def __repr__(self) -> str:
         if not self._rows:
@@ -180,4 +184,5 @@ def estimators_of(objective: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     found, refused = choices(jaxpr.jaxpr, jaxpr.consts)
     if refused:
         raise errors.EstimatorError(refused[0].message)
-    return table(plan_of(jaxpr.jaxpr, jaxpr.consts, found)[1])
+    own = table(plan_of(jaxpr.jaxpr, jaxpr.consts, found)[1])
+    return own.joined(estimators_of(operand, args, kwargs, argnums) for operand in objective.operands)

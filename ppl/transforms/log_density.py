@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from ppl import errors
 from ppl.address import flatten, suggest
 from ppl.densities import cost, factor_cost
-from ppl.estimated import Estimated
+from ppl.estimated import Estimated, EstimatedOperands
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, has_value, show
 from ppl.transforms.compare import collect, fits, mismatch_table
 from ppl.transforms.interpret import Record, run_staged
@@ -36,16 +38,20 @@ class LogDensity(Density):
         return value, None, cost(site, leaves, value)
 
     def estimated(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[list[Any], Record]:
-        operands = estimated.restore(leaves)
-        latent = {item.site.address for item in estimated.located if item.site.kind == SAMPLE}
-        traced = {a: roles["trace"] for a, roles in given.items() if a in latent and "trace" in roles}
-        values = estimated.given(operands) | {estimated.inner(a): value for a, value in traced.items()}
+        operands, values = self.values(estimated, leaves, given)
         outs = estimated.outs(values)
         if not estimated.scored():
             return outs, Record({}, self.zero())
         changes = estimated.changed(operands)
         log_density = choices_of(lambda: estimated.integral.score(operands.consts, changes, values), estimated.prefix)
         return outs, Record({}, estimated.finish(operands, log_density))
+
+    def values(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[EstimatedOperands, Any]:
+        """The operands of an estimated program, and its values: those of the trace, and those that it is given."""
+        operands = estimated.restore(leaves)
+        latent = {item.site.address for item in estimated.located if item.site.kind == SAMPLE}
+        traced = {a: roles["trace"] for a, roles in given.items() if a in latent and "trace" in roles}
+        return operands, estimated.given(operands) | {estimated.inner(a): value for a, value in traced.items()}
 
 
 def log_density(program: Program, trace: Any) -> Any:
@@ -129,7 +135,6 @@ def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address,
 
 
 def _relaxed_like(site: Site, drawn: Located | None) -> Site:
-    """The site, which takes the floating-point values that a relaxation of an integer site draws."""
-    if drawn is None or not getattr(drawn.site.estimator, "relaxes", False):
-        return site
-    return site.replace(dtype=drawn.site.dtype)
+    """The site, which takes the floating-point values that a relaxation draws: the supports have been compared already."""
+    relaxed = drawn is not None and jnp.issubdtype(drawn.site.dtype, jnp.floating)
+    return site.replace(dtype=drawn.site.dtype) if drawn is not None and relaxed else site

@@ -202,7 +202,7 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
         if found is None and value is not None:
             return site, leaves
         static, arrays = split_estimator(found)
-        site = site.replace(estimator=static, dtype=draw_dtype(found, site.dtype))
+        site = site.replace(estimator=static, dtype=draw_dtype(found, site.dtype) if site.kind == SAMPLE else site.dtype)
         return _with(site, leaves, "estimator", arrays, sliced=False)
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None

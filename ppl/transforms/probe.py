@@ -133,7 +133,9 @@ def _probe(piece: Piece, switch: int, value: int, inputs: dict[int, Any], rng: A
     exact = all(node.eqn.primitive.name in EXACT for node in piece.nodes)
     search = _Search(piece, sides, switch, value, inputs, rng, (LINES,) if elementwise else None, exact)
     try:
-        return all(search.continuous(order) for order in (WHOLE[:1] if elementwise else WHOLE))
+        # A boolean has one boundary along most lines, and a rounded value many, of which few may matter.
+        orders = WHOLE if piece.graph.avals[switch].dtype == bool else WHOLE * 2
+        return all(search.continuous(order) for order in (orders[:1] if elementwise else orders))
     except Random:
         return False
     except (Unknown, ValueError, TypeError, IndexError, np.linalg.LinAlgError):

@@ -38,7 +38,8 @@ def refusal(what: str, names: Collection[str]) -> errors.EstimatorError:
     sites = ", ".join(map(repr, sorted(set(names)))) or "a site drawn before"
     return errors.EstimatorError(
         f"the relaxed value of {sites} reaches {what}, which has no meaning between integers.\n"
-        "Use it in sums and products of floating-point numbers only, or choose an estimator that keeps the value discrete."
+        "Use it in sums and products of numbers only, draw a OneHotCategorical in place of an index, or choose an estimator "
+        "that keeps the value discrete."
     )
 
 

@@ -68,7 +68,8 @@ class Resolver:
             term = multiply([term, self._score([(site_id, places[site_id]) for site_id in scored], ndim)])
         result = self.elimination.sum_of_products([*factors, term])
         array = result.array if result.shape == term.shape else jnp.broadcast_to(result.array, term.shape)
-        return array.astype(term.array.dtype)
+        floating = jnp.issubdtype(term.array.dtype, jnp.floating)
+        return array.astype(term.array.dtype) if floating else array.astype(jnp.result_type(float))
 
     def _coupling(self, site_id: SiteId) -> str:
         return self.plan.sites[site_id].estimator.coupling
@@ -128,7 +129,8 @@ class Resolver:
 def _enumerated(plan: SitePlan, weights: Branched, place: Place, ndim: int) -> list[Branched]:
     """The probabilities of an enumerated site, for each element that has an axis of its own."""
     if not plan.split:
-        return [last_as_axis(placed(weights, place, ndim, trailing=1), plan.axes[0])]
+        (axis,) = plan.axes  # in a loop of one step, what is carried to the next one has the axis, and is never read
+        return [last_as_axis(placed(weights.at(axis, 0), place, ndim, trailing=1), axis)]
     rest = tuple(at for dim, at in enumerate(place) if dim not in plan.split)
     return [
         last_as_axis(placed(_element(weights.at(axis, 0), plan, index), rest, ndim, trailing=1), axis)

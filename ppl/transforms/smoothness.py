@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.extend.core import primitives as jp
 
+from ppl.densities import elementwise
 from ppl.lanes import lanes_p, site_of
 from ppl.site import Site, Where, restore, site_p
 from ppl.transforms.graph import Graph, Node, graph_of
@@ -27,7 +28,8 @@ from ppl.transforms.probe import continuous, jumps
 class Jump:
     """An operation whose result is discontinuous, at places that depend on the draws of `sites`.
 
-    `certain` is False where it could not be told whether what is made of it is continuous.
+    `certain` is False where it could not be told whether what is made of it is continuous, and `tried` is True after a first
+    value was found that is not.
     """
 
     operation: str
@@ -37,6 +39,7 @@ class Jump:
     switch: int = -1
     at: tuple[int, ...] = ()
     certain: bool = True
+    tried: bool = False
 
 
 class Reach(NamedTuple):
@@ -205,20 +208,22 @@ def _settle(
     if not reach.jumps or kind not in "fV":
         return reach
     kept = set()
+    healed: dict[Jump, bool | None] = {}
     for jump in reach.jumps:
-        if number == jump.switch or (only is not None and jump not in only):
+        plain = dataclasses.replace(jump, tried=False)
+        candidate = last or (plain in only if only is not None else not jump.tried)
+        if not candidate or (number == jump.switch and not last):
             kept.add(jump)
-            continue
-        if jump.graph is not graph:  # inside of a loop, or confirmed
+        elif jump.graph is not graph:  # inside of a loop, or confirmed
             decide = last and scope.outermost and jump.graph is not None
             certain = jump.certain and (not decide or bool(jumps(graph, number, dict(scope.inputs))))
             kept.add(dataclasses.replace(jump, certain=certain))
-            continue
-        found = continuous(graph, jump.switch, number, jump.at, dict(scope.inputs))
-        if found is None and last:
-            kept.add(dataclasses.replace(jump, certain=False))
-        elif not found:
-            kept.add(jump)
+        else:
+            if plain not in healed:
+                healed[plain] = continuous(graph, jump.switch, number, jump.at, dict(scope.inputs))
+            if not healed[plain]:
+                certain = jump.certain and not (last and healed[plain] is None)
+                kept.add(dataclasses.replace(jump, tried=True, certain=certain))
     return reach._replace(jumps=frozenset(kept))
 
 
@@ -235,10 +240,26 @@ def _site(graph: Graph, node: Node, ins: Sequence[Reach], scope: Scope, counts: 
     return [_of_kind(graph.avals[node.outs[0]], Reach(parents.moves and trait == PATHWISE, draws, parents.jumps))]
 
 
+def value_moves(estimator: Any, site: Site, shapes: Sequence[Any]) -> bool:
+    """Whether the values of an estimator are differentiable functions of the parameters, whatever weights they have."""
+
+    def values(leaves: Any, key: Any) -> Any:
+        return estimator.particle(key, elementwise(restore(site, leaves).distribution))[0]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(values)(list(shapes), key)
+    graph = graph_of(traced.jaxpr, traced.consts)
+    moving = {number for number in graph.ins if getattr(graph.avals[number].dtype, "kind", "?") in "fV"}
+    for node in graph.nodes:
+        if node.eqn.primitive.name != "stop_gradient" and not moving.isdisjoint(node.ins):
+            moving.update(n for n in node.outs if getattr(graph.avals[n].dtype, "kind", "?") in "fV")
+    return not moving.isdisjoint(graph.outs)
+
+
 def parameters_of(site: Site) -> list[int]:
     """Which operands of a site decide on its value."""
-    operands = restore(site, list(range(site.tree.num_leaves)))
-    return jax.tree.leaves((operands.distribution, operands.value))
+    operands = restore(site, list(range(1, site.tree.num_leaves + 1)))  # positive, as an estimator may ask
+    return [number - 1 for number in jax.tree.leaves((operands.distribution, operands.value))]
 
 
 def _inner(closed: Any, node: Node, counts: dict[Any, int], scope: Scope) -> Callable[[Sequence[Reach]], list[Reach]]:

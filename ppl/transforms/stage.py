@@ -15,7 +15,7 @@ from jax.extend.core import primitives as jp
 from ppl import errors
 from ppl.estimated import estimated_p
 from ppl.estimators.protocol import unknown
-from ppl.lanes import inner_jaxprs, lanes_p, site_of
+from ppl.lanes import inner_jaxprs, lanes_p, loop_in_lanes, loops_first, site_of
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, SUBSAMPLE, Address, PlateAxis, Site, show, site_p
 
 
@@ -32,6 +32,22 @@ def stage(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Staged:
 
     Leaves of the result that are not arrays or numbers are kept as they are.
     """
+    if loops_first.value:
+        with loops_first(False):  # around the objective, and not around the programs in it
+            return _stage(function, args, kwargs)
+    return _stage(function, args, kwargs)
+
+
+def stage_objective(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Staged:
+    """The same for a function whose sites nobody asks for in a trace: loops may stand around plates."""
+    staged = _stage(function, args, kwargs)
+    if loops_first.value or not loop_in_lanes(staged.jaxpr.jaxpr):
+        return staged
+    with loops_first(True):
+        return _stage(function, args, kwargs)
+
+
+def _stage(function: Callable[..., Any], args: Any, kwargs: Any) -> Staged:
     box: dict[str, Any] = {}
 
     def thunk() -> list[Any]:
@@ -59,8 +75,9 @@ def is_array(leaf: Any) -> bool:
 class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
-    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds. `operands` are
-    the site's in one lane: numbers where they are literals or made of one, otherwise `unknown` of their shape.
+    `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds, `subsampled` that a
+    plate around it with a `size` multiplies its cost. `operands` are the site's in one lane: numbers where they are
+    literals or made of one, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -69,6 +86,7 @@ class Located:
     in_while: bool = False
     in_body: bool = False
     exclusive: tuple[tuple[int, int], ...] = ()
+    subsampled: bool = False
     operands: tuple[Any, ...] = ()
 
     @property
@@ -110,7 +128,7 @@ def _walk(jaxpr: Jaxpr, uniform: dict[Any, Any]) -> Iterator[Located]:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
             operands = tuple(_one_lane(site, i, atom, uniform) for i, atom in enumerate(eqn.invars))
-            yield Located(site, axes=axes, operands=operands)
+            yield Located(site, axes=axes, subsampled=any(_has_size(p.axis) for p in site.plates), operands=operands)
         elif eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
             atom = eqn.invars[0]
             if isinstance(atom, Literal):
@@ -134,6 +152,10 @@ def _one_lane(site: Site, operand: int, atom: Any, uniform: dict[Any, Any]) -> A
     return np.full(shape, uniform[atom], atom.aval.dtype) if atom in uniform else unknown(shape, atom.aval.dtype)
 
 
+def _has_size(axis: PlateAxis | None) -> bool:
+    return axis is not None and axis.total is not None
+
+
 def plate_name(axis: PlateAxis | None) -> str:
     return "vmap" if axis is None else axis.name
 
@@ -146,8 +168,10 @@ def _inside(eqn: Any, branch: int, located: Located) -> Located:
     if eqn.primitive is jp.scan_p:
         return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
     if eqn.primitive is lanes_p:
-        name = plate_name(eqn.params["axis"])
-        return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(name, *axes))
+        axis = eqn.params["axis"]
+        subsampled = located.subsampled or _has_size(axis)
+        located = dataclasses.replace(located, subsampled=subsampled)
+        return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(plate_name(axis), *axes))
     if eqn.primitive is jp.while_p:
         return dataclasses.replace(located, in_while=True)
     if eqn.primitive is jp.cond_p:
@@ -196,4 +220,14 @@ def density_addresses(table: list[Located]) -> dict[Address, Located]:
     return {located.site.address: located for located in table if located.site.kind != "factor"}
 
 
-__all__ = ["OBSERVED", "Located", "Staged", "check_addresses", "density_addresses", "is_array", "sites", "stage"]
+__all__ = [
+    "OBSERVED",
+    "Located",
+    "Staged",
+    "check_addresses",
+    "density_addresses",
+    "is_array",
+    "sites",
+    "stage",
+    "stage_objective",
+]

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax.extend.core import Literal
 
+from ppl.transforms import relaxed
 from ppl.transforms.interpret import scan_sizes
 from ppl.transforms.steps import Step, Steps, evaluate
 
@@ -76,7 +78,13 @@ def _start(step: Step, carry: int) -> int:
 
 
 def _linear(step: Step, steps: Steps) -> bool:
+    """Whether a step is linear in what is random. Sums and products of integers are; their means are real numbers."""
     name = step.eqn.primitive.name
+    dtypes = [atom.aval.dtype for atom in (*step.eqn.invars, *step.eqn.outvars)]
+    if name == "convert_element_type":
+        return _real(dtypes[0]) and _real(dtypes[1]) and (_floating(dtypes[1]) or not _floating(dtypes[0]))
+    if _integer(dtypes[-1]) and not _extends(name, dtypes):
+        return False
     random = [bool(steps.influences[number]) for number in step.ins]
     if name in _ALWAYS:
         return True
@@ -86,10 +94,24 @@ def _linear(step: Step, steps: Steps) -> bool:
         return not any(random[1:])
     if name == "select_n":
         return not random[0]
-    if name == "convert_element_type":
-        floating = [jnp.issubdtype(v.aval.dtype, jnp.floating) for v in (step.eqn.invars[0], step.eqn.outvars[0])]
-        return all(floating)
     return False
+
+
+def _floating(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _integer(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def _real(dtype: Any) -> bool:
+    return _floating(dtype) or jnp.issubdtype(dtype, jnp.signedinteger) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def _extends(name: str, dtypes: Sequence[Any]) -> bool:
+    """Whether a step on integers means the same for real numbers: no quotient, and nothing that wraps around at zero."""
+    return name != "div" and not any(jnp.issubdtype(dtype, jnp.unsignedinteger) for dtype in dtypes)
 
 
 def apply_tail(terms: Terms, read: Callable[[int], Any], estimates: dict[int, Any]) -> Any:
@@ -108,8 +130,16 @@ def apply_tail(terms: Terms, read: Callable[[int], Any], estimates: dict[int, An
                         total = total + inc.sign * jnp.sum(look(number), axis=0)
                 values[step.outs[carry]] = total
         else:
-            values.update(zip(step.outs, evaluate(step, [look(number) for number in step.ins]), strict=True))
+            values.update(zip(step.outs, _evaluate(step, [look(number) for number in step.ins]), strict=True))
     return look(terms.result)
+
+
+def _evaluate(step: Step, operands: Sequence[Any]) -> list[Any]:
+    """A linear step, whose integers may have become means."""
+    if not relaxed.changed(operands, step.eqn.invars):
+        return evaluate(step, operands)
+    values = {a: x for a, x in zip(step.eqn.invars, operands, strict=True) if not isinstance(a, Literal)}
+    return relaxed.evaluate(step.alone, (), list(values.values()), ())
 
 
 __all__ = ["Terms", "apply_tail", "terms_of"]
