@@ -11,7 +11,9 @@ from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
 from ppl.transforms.log_density import log_density
+from ppl.transforms.marginal import marginal
 from ppl.transforms.minibatch import minibatch_sum
+from ppl.transforms.normalize import normalize
 from ppl.transforms.seed import seed
 from ppl.transforms.shapes import trace_shapes
 from ppl.transforms.simulate import simulate
@@ -36,9 +38,11 @@ __all__ = [
     "from_numpyro",
     "gradient_variance",
     "log_density",
+    "marginal",
     "maximize",
     "minibatch_sum",
     "minimize",
+    "normalize",
     "objectives",
     "plate",
     "program",

@@ -74,6 +74,14 @@ class ObjectiveError(PPLError):
     """An objective does not return one real number, or states a density where only a value makes sense."""
 
 
+class DensityKindError(PPLError):
+    """An estimated density is used where only another kind of density is right, or asked for something that it is not."""
+
+
+class MarginalError(PPLError):
+    """The variables to integrate cannot be integrated in the way that was asked for."""
+
+
 class MissingParameterError(PPLError):
     """A NumPyro `param` statement got no value."""
 

@@ -19,6 +19,7 @@ from jax.extend.core import primitives as jp
 from jax.interpreters import ad, batching, mlir
 
 from ppl import errors
+from ppl.estimated import estimated_p
 from ppl.site import PlateAxis, Site, refuse_lowering, site_p
 
 lanes_p = Primitive("lanes")
@@ -48,6 +49,8 @@ def site_of(eqn: Any) -> Site | None:
     """The first site that an equation is, or holds."""
     if eqn.primitive is site_p:
         return eqn.params["site"]
+    if eqn.primitive is estimated_p:
+        return eqn.params["estimated"].site
     return next(filter(None, map(site_in, inner_jaxprs(eqn.params))), None)
 
 
@@ -108,6 +111,7 @@ _keep_where_sites_are(jp.scan_p)
 _keep_where_sites_are(jp.cond_p)
 _keep_where_sites_are(jp.while_p)
 batching.fancy_primitive_batchers[lanes_p] = functools.partial(_keep, lanes_p)
+batching.fancy_primitive_batchers[estimated_p] = functools.partial(_keep, estimated_p)
 
 
 def _refuse(*args: Any, jaxpr: ClosedJaxpr, **params: Any) -> Any:

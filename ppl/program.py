@@ -27,16 +27,15 @@ from ppl.site import (
     PlateAxis,
     Site,
     bind,
-    rebind,
     split_estimator,
     user_frame,
 )
+from ppl.transforms.expand import Inline
 from ppl.transforms.interpret import run_staged
 from ppl.transforms.log_density import log_density
 from ppl.transforms.modify import Modification, prepare
-from ppl.transforms.seed import Seed, seed
+from ppl.transforms.seed import seed
 from ppl.transforms.simulate import simulate
-from ppl.transforms.stage import Located
 from ppl.transforms.values import check_value
 
 
@@ -376,26 +375,7 @@ def plate(
     return mapped
 
 
-class _Inline(Seed):
-    """Put a program's sites into the program that is being traced, under a prefix."""
-
-    def __init__(self, prefix: Address, simulated: bool = False):
-        object.__setattr__(self, "prefix", prefix)
-        object.__setattr__(self, "simulated", simulated)
-
-    def in_lane(self, axis: PlateAxis | None) -> _Inline:
-        return self
-
-    def records(self, located: Located) -> bool:
-        return False
-
-    def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
-        address = (*self.prefix, *site.address)  # type: ignore[attr-defined]
-        simulated = site.simulated or self.simulated  # type: ignore[attr-defined]
-        return rebind(site, leaves, address=address, simulated=simulated), None, None
-
-
 def inline(bound: Bound, prefix: Address) -> Any:
     """Run a bound program as part of the one that is being traced."""
     prepared = prepare(bound)
-    return run_staged(prepared.staged, prepared.rule(_Inline(prefix)), prepared.inputs())[0]
+    return run_staged(prepared.staged, prepared.rule(Inline(prefix)), prepared.inputs())[0]

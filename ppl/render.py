@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jax.extend.core import Jaxpr
 from jax.extend.core import primitives as jp
 
+from ppl.estimated import estimated_p
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, PlateAxis, Site, show, site_p
 from ppl.transforms.dependence import Edge, dependence_of, intervened, node_key
@@ -115,6 +116,9 @@ def _boxes(jaxpr: Jaxpr) -> Iterator[tuple[str, ...]]:
         if eqn.primitive is site_p:
             plates = eqn.params["site"].plates
             yield tuple(_plate_label(plate.axis, plate.size) for plate in reversed(plates))
+        elif eqn.primitive is estimated_p:
+            for located in eqn.params["estimated"].located:
+                yield tuple(f"{axis} {size}" for axis, size in zip(located.axes, located.shape, strict=False))
         elif site_of(eqn) is not None:
             for inner in inner_jaxprs(eqn.params):
                 for labels in _boxes(inner):

@@ -10,6 +10,7 @@ from ppl.estimators.biased import GumbelSoftmax, Relaxation, StraightThrough
 from ppl.estimators.choose import pathwise_choice
 from ppl.estimators.disarm import DisARM
 from ppl.estimators.enumerate import Enumerate, support_size
+from ppl.estimators.ignore import Ignore
 from ppl.estimators.importance import ImportanceSampling
 from ppl.estimators.local_expectation import LocalExpectation
 from ppl.estimators.measure_valued import MeasureValued
@@ -27,6 +28,7 @@ __all__ = [
     "Enumerate",
     "Estimator",
     "GumbelSoftmax",
+    "Ignore",
     "ImportanceSampling",
     "Learned",
     "LeaveOneOut",

@@ -17,6 +17,7 @@ from ppl import errors
 from ppl.address import covers, flatten, suggest
 from ppl.inference.moments import Arguments, moments
 from ppl.site import SAMPLE, SUBSAMPLE, Address, Site, bind, show
+from ppl.transforms.expand import expanded
 from ppl.transforms.expectation import Expectation
 from ppl.transforms.interpret import run_staged, site_ids
 from ppl.transforms.plan import first_choice, make_plan, value_axes
@@ -257,7 +258,7 @@ class _Rename(Seed):
 
 def _changed(objective: Expectation, rule: _Rename) -> Expectation:
     def function(*args: Any, **kwargs: Any) -> Any:
-        return run_staged(stage(objective.function, *args, **kwargs), rule)[0]
+        return run_staged(expanded(stage(objective.function, *args, **kwargs)), rule)[0]
 
     function.__name__ = getattr(objective, "__name__", "objective")
     return Expectation(function)

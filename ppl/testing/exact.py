@@ -87,7 +87,7 @@ def points(n: int) -> Points:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weigh:
+class Weigh(Seed):
     """Every site takes a given value; the total is its log density over that of the points."""
 
     roles: Mapping[int, str]

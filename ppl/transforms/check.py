@@ -27,12 +27,13 @@ from ppl.transforms.inforce import (
     table,
 )
 from ppl.transforms.interpret import SiteId
+from ppl.transforms.kinds import UNBIASED_DENSITY, Use, uses_of
 from ppl.transforms.linearity import Misuse, misuses_of
 from ppl.transforms.plan import SitePlan, template
 from ppl.transforms.smoothness import DETACHED, PATHWISE, STOPPED, Jump, jumps_of, value_moves
 from ppl.transforms.stage import Staged
 
-FAILS, CANNOT_TELL = "fails", "cannot tell"
+FAILS, CANNOT_TELL, BOUND = "fails", "cannot tell", "bound"
 
 
 class Finding(NamedTuple):
@@ -40,8 +41,8 @@ class Finding(NamedTuple):
 
     Attributes:
         address: of the sites concerned, joined by commas; empty where it is the whole objective.
-        condition: `"continuity"`, `"unbiased estimator"`, `"estimator"`, `"support"` or `"linearity"`.
-        severity: `"fails"` or `"cannot tell"`.
+        condition: `"continuity"`, `"unbiased estimator"`, `"estimator"`, `"support"`, `"linearity"` or `"density"`.
+        severity: `"fails"` or `"cannot tell"`; `"bound"` where the estimate is right for a bound of what was perhaps meant.
         message: what is wrong and what would work.
         file, line: of the operation, or of the site where that is not known.
     """
@@ -113,6 +114,7 @@ def check(objective: Any, evaluate: Callable[..., Any], args: Sequence[Any], kwa
     findings += [_jump(jump, plans) for jump in _distinct(jumps)]
     findings += [_coverage(coverage) for coverage in coverages]
     findings += [_misuse(misuse) for misuse in misuses_of(jaxpr, consts, EXPECTATION)]
+    findings += [_bound(use) for use in uses_of(jaxpr, UNBIASED_DENSITY) if use.operation is None]
     reports = [check(operand, evaluate, args, kwargs, argnums) for operand in objective.operands]
     findings += [finding for report in reports for finding in report]
     return Report(table(plans).joined(report.sites for report in reports), tuple(dict.fromkeys(findings)))
@@ -199,6 +201,11 @@ def _coverage(coverage: Coverage) -> Finding:
         return _finding(family.name, "support", FAILS, f"the family leaves the model's support: {supports}", family.where)
     message = f"the family does not cover the model's support: {supports}. An ELBO allows that; importance weights are biased"
     return _finding(family.name, "support", CANNOT_TELL, message, family.where)
+
+
+def _bound(use: Use) -> Finding:
+    message = f"the objective is a bound: it adds up the log of {use.note.reason}"
+    return _finding("", "density", BOUND, message, use.note.where)
 
 
 def _misuse(misuse: Misuse) -> Finding:

@@ -18,6 +18,7 @@ from jax.extend.core import Jaxpr, Literal
 from jax.extend.core import primitives as jp
 
 from ppl import errors
+from ppl.estimated import estimated_p
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.site import DETERMINISTIC, FACTOR, Address, Operands, Site, show, site_p
 from ppl.transforms.interpret import scan_sizes
@@ -222,6 +223,19 @@ def _by_operand(site: Site, inputs: Sequence[Sources]) -> Operands:
     return Operands(*(union([next(leaves) for _ in range(part.num_leaves)]) for part in site.tree.children()))
 
 
+def _estimated(eqn: Any, inputs: Sequence[Sources], scope: Scope) -> list[Sources]:
+    """Values with a joint density: each depends on all that flows in, and on those before it."""
+    before = union(inputs) | scope.control
+    outs: list[Sources] = []
+    for located in eqn.params["estimated"].located:
+        site = located.site
+        if not intervened(scope.final[site].site):
+            scope.parents[node_key(site)] |= before
+        outs.append(frozenset({Source(site.address)}))
+        before |= outs[-1]
+    return outs
+
+
 def _call(eqn: Any, inputs: Sequence[Sources], scope: Scope) -> list[Sources]:
     return flow(next(inner_jaxprs(eqn.params)), inputs, scope)
 
@@ -283,6 +297,7 @@ Rule = Callable[[Any, Sequence[Sources], Scope], list[Sources]]
 
 _RULES: dict[Any, Rule] = {
     site_p: _site,
+    estimated_p: _estimated,
     lanes_p: _call,
     jp.jit_p: _call,
     jp.closed_call_p: _call,

@@ -11,9 +11,10 @@ import numpyro.distributions as dist
 
 from ppl.address import flatten
 from ppl.densities import batched_distribution, elementwise, parameters
+from ppl.estimated import Estimated
 from ppl.site import DETERMINISTIC, SAMPLE, Address, Site, restore
 from ppl.transforms.dependence import DependenceGraph, dependence_of
-from ppl.transforms.interpret import run_staged
+from ppl.transforms.interpret import Record, run_staged
 from ppl.transforms.log_density import LogDensity
 from ppl.transforms.modify import Prepared, Program, prepare
 from ppl.transforms.stage import Located
@@ -41,8 +42,15 @@ def closed_form_divergences(family: Program, model: Program, trace: Any) -> dict
     return {address: jnp.sum(value) for address, value in divergences.values.items()}
 
 
+class _Unscored(LogDensity):
+    """Programs with densities that are integrals take their values, and have no divergence in closed form."""
+
+    def estimated(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[list[Any], Record]:
+        return estimated.outs(self.values(estimated, leaves, given)[1]), Record({}, self.zero())
+
+
 @dataclasses.dataclass(frozen=True)
-class _Parameters(LogDensity):
+class _Parameters(_Unscored):
     """Records the parameters of sites, for every element; `kinds` gets their classes."""
 
     addresses: set[Address]
@@ -61,7 +69,7 @@ class _Parameters(LogDensity):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Divergence(LogDensity):
+class _Divergence(_Unscored):
     """Records the divergence from the family's site, of the class and with the parameters given, to the model's."""
 
     kinds: Mapping[Address, Any]

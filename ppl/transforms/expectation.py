@@ -18,8 +18,10 @@ from ppl.transforms.algebra import Algebra
 from ppl.transforms.baselines import Outcome, State, check_state, initial_state, next_state, outcome
 from ppl.transforms.check import Report, check
 from ppl.transforms.draws import sole_value
+from ppl.transforms.expand import expanded
 from ppl.transforms.inforce import Table, estimators_of
 from ppl.transforms.interpret import Inputs, run_staged
+from ppl.transforms.kinds import refuse_misuse
 from ppl.transforms.partition import combine, partition
 from ppl.transforms.plan import SitePlan, choose_elements, chosen_estimator, first_choice, make_plan
 from ppl.transforms.seed import Seed, random_inputs
@@ -95,7 +97,8 @@ class Expectation(Algebra):
                 )
             return jnp.asarray(value)
 
-        staged = stage_objective(one, *args, **kwargs)
+        staged = expanded(stage_objective(one, *args, **kwargs), stage_objective)
+        refuse_misuse(staged.jaxpr.jaxpr)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return staged
 
@@ -186,7 +189,7 @@ class Expectation(Algebra):
 
         Nonlinear functions of it do not; `check` finds them.
         """
-        staged = stage_objective(self.function, *args, **kwargs)
+        staged = expanded(stage_objective(self.function, *args, **kwargs), stage_objective)
         check_addresses([located for located in sites(staged.jaxpr.jaxpr) if not located.site.simulated])
         return note(run_staged(staged, _Nested())[0], EXPECTATION, self.__name__)  # type: ignore[attr-defined]
 

@@ -18,6 +18,7 @@ from jax.extend.core import Jaxpr, Literal
 from jax.extend.core import primitives as jp
 
 from ppl import errors
+from ppl.estimated import Estimated, estimated_p
 from ppl.lanes import inner_jaxprs, lanes_p, site_of
 from ppl.site import Address, PlateAxis, Site, feasible, site_p
 from ppl.transforms.relaxed import changed, evaluate, refusal
@@ -46,6 +47,10 @@ class Rule(Protocol):
 
     def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
         """The site's value, the value to record (or None) and its share of the total."""
+        ...
+
+    def estimated(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[list[Any], Record]:
+        """The same for a program whose density is an integral: its values, and what to record of them."""
         ...
 
     def records(self, located: Located) -> bool:
@@ -106,6 +111,13 @@ def run(
             if recorded is not None:
                 values[site.address] = recorded
             total = _add(total, share)
+        elif part.primitive is estimated_p:
+            estimated = part.params["estimated"]
+            addresses = [located.site.address for located in estimated.located]
+            by_role = {a: {role: by[a] for role, by in inputs.values.items() if a in by} for a in addresses}
+            outs, record = rule.estimated(estimated, operands, by_role)
+            values.update(record.values)
+            total = _add(total, record.total)
         else:
             site = site_of(part)
             assert site is not None
@@ -177,6 +189,9 @@ def advance(counts: dict[Address, int], eqn: Any) -> dict[Address, int]:
     if eqn.primitive is site_p:
         address = eqn.params["site"].address
         return {**counts, address: counts.get(address, 0) + 1}
+    if eqn.primitive is estimated_p:
+        addresses = [located.site.address for located in eqn.params["estimated"].located]
+        return counts | {address: counts.get(address, 0) + 1 for address in addresses}
     after = dict(counts)
     for inner in inner_jaxprs(eqn.params):
         start = counts if eqn.primitive is jp.cond_p else after
@@ -202,6 +217,9 @@ def identify(jaxpr: Jaxpr, counts: dict[Address, int], found: list[SiteId]) -> d
         if eqn.primitive is site_p:
             address = eqn.params["site"].address
             found.append((address, counts.get(address, 0)))
+        elif eqn.primitive is estimated_p:
+            addresses = [located.site.address for located in eqn.params["estimated"].located]
+            found += [(address, counts.get(address, 0)) for address in addresses]
         elif site_of(eqn) is not None:
             inside = counts
             for inner in inner_jaxprs(eqn.params):

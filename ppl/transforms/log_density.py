@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from ppl import errors
 from ppl.address import flatten, suggest
 from ppl.densities import cost, factor_cost
+from ppl.estimated import Estimated, EstimatedOperands
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SAMPLE, SUBSAMPLE, Address, Site, has_value, show
 from ppl.transforms.compare import collect, fits, mismatch_table
-from ppl.transforms.interpret import run_staged
+from ppl.transforms.interpret import Record, run_staged
 from ppl.transforms.modify import Prepared, Program, mask_of, prepare
-from ppl.transforms.simulate import Density, fresh, given_value, origin
+from ppl.transforms.simulate import Density, choices_of, fresh, given_value, origin
 from ppl.transforms.stage import Located, density_addresses
 from ppl.transforms.values import check_value
 
@@ -35,6 +36,22 @@ class LogDensity(Density):
         use_trace = site.kind == SAMPLE and "trace" in given
         value = given["trace"] if use_trace else given_value(site, leaves)
         return value, None, cost(site, leaves, value)
+
+    def estimated(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[list[Any], Record]:
+        operands, values = self.values(estimated, leaves, given)
+        outs = estimated.outs(values)
+        if not estimated.scored():
+            return outs, Record({}, self.zero())
+        changes = estimated.changed(operands)
+        log_density = choices_of(lambda: estimated.integral.score(operands.consts, changes, values), estimated.prefix)
+        return outs, Record({}, estimated.finish(operands, log_density))
+
+    def values(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[EstimatedOperands, Any]:
+        """The operands of an estimated program, and its values: those of the trace, and those that it is given."""
+        operands = estimated.restore(leaves)
+        latent = {item.site.address for item in estimated.located if item.site.kind == SAMPLE}
+        traced = {a: roles["trace"] for a, roles in given.items() if a in latent and "trace" in roles}
+        return operands, estimated.given(operands) | {estimated.inner(a): value for a, value in traced.items()}
 
 
 def log_density(program: Program, trace: Any) -> Any:

@@ -18,9 +18,10 @@ import numpy as np
 from ppl import errors
 from ppl.address import covers, suggest
 from ppl.choice import chosen_for
+from ppl.estimated import Estimated, modify
 from ppl.estimators.protocol import draw_dtype
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, Address, Operands, PlateAxis, Site, lanes, restore, show, split_estimator
-from ppl.transforms.interpret import Inputs, Rule
+from ppl.transforms.interpret import Inputs, Record, Rule
 from ppl.transforms.stage import Located, Staged, check_addresses, density_addresses, sites, stage
 from ppl.transforms.values import UNKNOWN_MASK, check_value
 
@@ -159,6 +160,12 @@ class Modified:
         for number, modification in enumerate(self.modifications):
             site, leaves = _apply(modification, site, leaves, given.get(_role(number)))
         return self.rule.site(site, leaves, given, key)
+
+    def estimated(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[list[Any], Record]:
+        for number, modification in enumerate(self.modifications):
+            sliced = {address: roles[_role(number)] for address, roles in given.items() if _role(number) in roles}
+            estimated, leaves = modify(estimated, leaves, modification.verb, modification.values, sliced, covers)
+        return self.rule.estimated(estimated, leaves, given)
 
     def records(self, located: Located) -> bool:
         kind = located.site.kind

@@ -15,8 +15,10 @@ import numpy as np
 from jax.extend.core import Jaxpr
 
 from ppl.densities import Noise, draw, takes_noise
-from ppl.site import SAMPLE, SUBSAMPLE, PlateAxis, Site
-from ppl.transforms.interpret import Inputs, SiteId, run_staged, site_ids
+from ppl.estimated import Estimated
+from ppl.site import SAMPLE, SUBSAMPLE, Address, PlateAxis, Site
+from ppl.transforms.expand import expanded
+from ppl.transforms.interpret import Inputs, Record, SiteId, run_staged, site_ids
 from ppl.transforms.simulate import given_value, refuse_improper
 from ppl.transforms.stage import Located, sites, stage
 
@@ -106,6 +108,9 @@ class Seed:
             value = draw(site, leaves, key)
         return value, None, None
 
+    def estimated(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[list[Any], Record]:
+        raise NotImplementedError("estimated programs are expanded before they are run")
+
 
 def seed(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function with random choices as an ordinary JAX function of a key.
@@ -125,7 +130,7 @@ def seed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function, updated=())
     def seeded(key: Any, *args: Any, **kwargs: Any) -> Any:
-        staged = stage(function, *args, **kwargs)
+        staged = expanded(stage(function, *args, **kwargs))
         inputs = random_inputs(key, staged.jaxpr.jaxpr, lambda _: True)
         return run_staged(staged, Seed(), inputs)[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ from jax.extend.core import primitives as jp
 from ppl import errors
 from ppl.address import nest
 from ppl.densities import cost, factor_cost
+from ppl.estimated import Estimated
 from ppl.site import DETERMINISTIC, FACTOR, OBSERVED, SUBSAMPLE, Address, PlateAxis, Site, lanes, rebind
-from ppl.transforms.interpret import run_staged
+from ppl.transforms.expand import Expand
+from ppl.transforms.interpret import Record, run_staged
 from ppl.transforms.modify import Program, prepare
-from ppl.transforms.stage import Located
+from ppl.transforms.stage import Located, stage
 
 
 class Density:
@@ -80,6 +82,36 @@ class Simulate(Density):
         substituted = given_value(site, leaves)
         value = fresh(site, leaves) if substituted is None else substituted
         return value, value, cost(site, leaves, value)
+
+    def estimated(self, estimated: Estimated, leaves: Sequence[Any], given: dict[Address, Any]) -> tuple[list[Any], Record]:
+        operands = estimated.restore(leaves)
+        known, scored = estimated.given(operands), estimated.scored()
+        changes = estimated.changed(operands)
+
+        def both() -> tuple[list[Any], Any]:
+            if not scored:
+                values, log_density = estimated.integral.draw(operands.consts, changes), self.zero()
+            elif all(address in known for address in scored):
+                values, log_density = known, estimated.integral.score(operands.consts, changes, known)
+            else:
+                values, log_density = estimated.integral.simulate(operands.consts, changes)
+            return estimated.outs({**known, **values}), log_density
+
+        outs, log_density = choices_of(both, estimated.prefix)
+        values = {item.site.address: value for item, value in zip(estimated.located, outs, strict=True) if self.records(item)}
+        return outs, Record(values, estimated.finish(operands, log_density))
+
+
+def choices_of(function: Callable[[], Any], prefix: Address) -> Any:
+    """The result of a function whose random choices become those of the caller, under a prefix."""
+    staged = stage(function)
+    try:
+        return run_staged(staged, Expand(prefix, simulated=True))[0]
+    except errors.OutsideProgramError as error:
+        raise errors.OutsideProgramError(
+            f"{error.args[0]}\nThe density that was asked for is estimated from random draws. With a key it is "
+            "ppl.seed(bound.log_density)(key, trace)."
+        ) from None
 
 
 def simulate(program: Program) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.extend.core import primitives as jp
 
 from ppl import errors
+from ppl.estimated import estimated_p
 from ppl.estimators.protocol import unknown
 from ppl.lanes import inner_jaxprs, lanes_p, loop_in_lanes, loops_first, site_of
 from ppl.site import DETERMINISTIC, OBSERVED, SAMPLE, SUBSAMPLE, Address, PlateAxis, Site, show, site_p
@@ -134,6 +135,8 @@ def _walk(jaxpr: Jaxpr, uniform: dict[Any, Any]) -> Iterator[Located]:
                 uniform[eqn.outvars[0]] = atom.val
             elif atom in uniform:
                 uniform[eqn.outvars[0]] = uniform[atom]
+        elif eqn.primitive is estimated_p:
+            yield from eqn.params["estimated"].located
         elif site_of(eqn) is not None:
             for branch, inner in enumerate(inner_jaxprs(eqn.params)):
                 for located in sites(inner):
