@@ -13,7 +13,7 @@ import pytest
 import ppl
 import ppl.distributions as dist
 from ppl import errors
-from ppl.estimators import Enumerate, Reparameterize, ScoreFunction
+from ppl.estimators import Enumerate, Reparameterize, ScoreFunction, StraightThrough
 
 KEY = jax.random.key(7)
 DRAWS = 20_000  # a variance is known to about two per cent
@@ -122,6 +122,44 @@ def test_subsamples_and_factors_of_products_are_sites():
     product = ppl.gradient_variance(factor * (2.0 * factor), 3.0, key=KEY, draws=DRAWS)["as it is"]
     # 2 (x + x'), of variance 8
     assert {s.address: pytest.approx(s.variance, rel=0.05) for s in product.sites} == {"mean": 4.0, "mean * 2": 4.0}
+
+
+def test_estimators_that_hold_arrays_are_exchanged_too():
+    @ppl.expectation
+    def square(m):
+        return ppl.sample("x", dist.Normal(m, 1.0), estimator=ScoreFunction(3.0)) ** 2
+
+    choices = {
+        "path": Reparameterize(),
+        "score": ScoreFunction(),
+        "another baseline": {"x": ScoreFunction(jnp.array(1.0))},
+    }
+    found = ppl.gradient_variance(square, 1.0, key=KEY, draws=DRAWS, estimators={"as it is": None, **choices})
+    # With m = 1, e = x - m and a baseline b, the score estimates by ((1 + e)^2 - b) e, and the path by 2 x.
+    moments = {2: 1.0, 3: 0.0, 4: 3.0, 5: 0.0, 6: 15.0}
+    for name, baseline in {"as it is": 3.0, "score": 0.0, "another baseline": 1.0}.items():
+        c = 1.0 - baseline  # (c e + 2 e^2 + e^3)^2
+        second = c**2 * moments[2] + (4 + 2 * c) * moments[4] + moments[6]
+        assert found[name].total_variance == pytest.approx(second - 4.0, rel=0.15)
+        assert found[name].mean[0] == pytest.approx(2.0, abs=5 * np.sqrt(found[name].total_variance / DRAWS))
+    assert found["path"].total_variance == pytest.approx(4.0, rel=0.05)
+
+
+def test_a_relaxation_is_compared():
+    @ppl.expectation
+    def square(logit):
+        return (ppl.sample("b", dist.Bernoulli(logits=logit)) - 0.45) ** 2
+
+    through = ppl.expectation(
+        lambda logit: (ppl.sample("b", dist.Bernoulli(logits=logit), estimator=StraightThrough()) - 0.45) ** 2
+    )
+    found = ppl.gradient_variance(
+        square, 0.3, key=KEY, draws=200, estimators={"by name": StraightThrough(), "named there": through}
+    )
+    np.testing.assert_array_equal(found["by name"].mean, found["named there"].mean)
+    assert (
+        abs(found["by name"].mean[0] - 0.1 * jax.nn.sigmoid(0.3) * jax.nn.sigmoid(-0.3)) > 0.02
+    )  # biased, and so not enumerated
 
 
 def test_mistakes_are_refused():

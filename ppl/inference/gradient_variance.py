@@ -20,6 +20,7 @@ from ppl.site import SAMPLE, SUBSAMPLE, Address, Site, bind, show
 from ppl.transforms.expand import expanded
 from ppl.transforms.expectation import Expectation
 from ppl.transforms.interpret import run_staged, site_ids
+from ppl.transforms.modify import with_estimator
 from ppl.transforms.plan import first_choice, make_plan, value_axes
 from ppl.transforms.seed import Seed
 from ppl.transforms.stage import sites, stage
@@ -250,7 +251,7 @@ class _Rename(Seed):
     def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
         prefix = max((p for p in self.estimators if covers(p, site.address)), key=len, default=None)
         if site.kind == SAMPLE and prefix is not None:
-            site = site.replace(estimator=self.estimators[prefix])
+            site, leaves = with_estimator(site, leaves, self.estimators[prefix])
         if site.address == self.renamed:
             site = site.replace(address=("drawn anew", *site.address))
         return bind(site, leaves), None, None

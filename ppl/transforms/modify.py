@@ -201,9 +201,7 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
         found = chosen_for(site, value)
         if found is None and value is not None:
             return site, leaves
-        static, arrays = split_estimator(found)
-        site = site.replace(estimator=static, dtype=draw_dtype(found, site.dtype) if site.kind == SAMPLE else site.dtype)
-        return _with(site, leaves, "estimator", arrays, sliced=False)
+        return with_estimator(site, leaves, found)
     old = restore(site, leaves)._asdict()[verb]
     sliced = given is not None
     new = given if sliced else value
@@ -216,6 +214,13 @@ def _apply(modification: Modification, site: Site, leaves: Sequence[Any], given:
         new = lanes(site, leaves, both, new if sliced else jnp.broadcast_to(new, site.plate_shape))
         sliced = True
     return _with(site, leaves, verb, new, sliced=sliced)
+
+
+def with_estimator(site: Site, leaves: Sequence[Any], estimator: Any) -> tuple[Site, Sequence[Any]]:
+    """The site with this estimator in place of what it had."""
+    static, arrays = split_estimator(estimator)
+    site = site.replace(estimator=static, dtype=draw_dtype(estimator, site.dtype) if site.kind == SAMPLE else site.dtype)
+    return _with(site, leaves, "estimator", arrays, sliced=False)
 
 
 def _with(site: Site, leaves: Sequence[Any], name: str, value: Any, *, sliced: bool) -> tuple[Site, Sequence[Any]]:
