@@ -26,6 +26,7 @@ from numpyro.infer.util import log_density as numpyro_log_density
 import ppl
 from ppl.address import flatten
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.estimators import ScoreFunction
 
 KEY = jax.random.key(7)
 Y = jnp.array([0.3, -1.2, 2.5, 0.7, 1.1, -0.4])
@@ -458,7 +459,7 @@ def test_masked_discrete_latent_keeps_its_own_score():
 
     @ppl.expectation
     def objective(logits):
-        trace, log_q = ppl.simulate(from_numpyro(guide)(logits))
+        trace, log_q = ppl.simulate(from_numpyro(guide)(logits).with_estimators(ScoreFunction()))
         return jnp.sum(trace["b"] * jnp.array([1.0, 3.0])) + 0.0 * log_q
 
     count = 20_000

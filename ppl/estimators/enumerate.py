@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from ppl.estimators.protocol import PRODUCT, Branches, is_unknown
@@ -29,8 +31,39 @@ def support_size(distribution: Any) -> int | None:
         return None
 
 
+class Finite:
+    """Members of estimators for finite supports. The values are found while planning: inside of loops, numbers are traced."""
+
+    values: Any = None
+
+    def refuses(self, distribution: Any, site: Site) -> str | None:
+        if support_size(distribution) is not None:
+            return None
+        return f"the values of {site.distribution_name} are not finitely many, or their number is not known before running"
+
+    def specialize(self, distribution: Any) -> Any:
+        special = copy.copy(self)
+        with jax.ensure_compile_time_eval():
+            values = np.asarray(distribution.enumerate_support(expand=False))
+        shape = (values.shape[0], *distribution.event_shape)
+        object.__setattr__(special, "values", np.reshape(values, shape))
+        return special
+
+    def branches(self, distribution: Any) -> int:
+        size = support_size(distribution)
+        assert size is not None
+        return size
+
+    def support(self, distribution: Any) -> Any:
+        """All values of every element, `(values, *batch_shape, *event_shape)`."""
+        if self.values is None:
+            return distribution.enumerate_support(expand=True)
+        count, batch, event = len(self.values), distribution.batch_shape, distribution.event_shape
+        return jnp.broadcast_to(jnp.reshape(self.values, (count,) + (1,) * len(batch) + event), (count, *batch, *event))
+
+
 @dataclasses.dataclass(frozen=True)
-class Enumerate:
+class Enumerate(Finite):
     """All values, each with its probability: the exact expectation, with derivatives of every order.
 
     Elements of a site that no common cost depends on are enumerated together, at the cost of one; a chain of them in a `scan`
@@ -50,16 +83,6 @@ class Enumerate:
     coupling = PRODUCT
     axis: Hashable | None = dataclasses.field(default=None, init=False)
 
-    def refuses(self, distribution: Any, site: Site) -> str | None:
-        if support_size(distribution) is not None:
-            return None
-        return f"the values of {site.distribution_name} are not finitely many, or their number is not known before running"
-
-    def branches(self, distribution: Any) -> int:
-        size = support_size(distribution)
-        assert size is not None
-        return size
-
     def particle(self, key: Any, distribution: Any) -> Branches:
-        values = distribution.enumerate_support(expand=True)
+        values = self.support(distribution)
         return Branches(values, jnp.exp(distribution.log_prob(values)))

@@ -9,14 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ppl.estimators.enumerate import support_size
+from ppl.estimators.enumerate import Finite
 from ppl.estimators.protocol import EACH, Branches
-from ppl.site import Site
 
 
-def local_branches(key: Any, distribution: Any) -> Branches:
+def local_branches(key: Any, distribution: Any, support: Any) -> Branches:
     """A draw, then the other values of the support in cyclic order, each weighted by `p(value) - sg(p(value))`."""
-    support = distribution.enumerate_support(expand=True)
     log_p = distribution.log_prob(support)
     size = support.shape[0]
     drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_p), axis=0)
@@ -28,7 +26,7 @@ def local_branches(key: Any, distribution: Any) -> Branches:
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalExpectation:
+class LocalExpectation(Finite):
     """A draw, and all other values of one element at a time (Titsias and Lazaro-Gredilla 2015, eq. 5).
 
     The gradient in an element's parameters is the exact sum over its values, the other elements being drawn. N coupled elements
@@ -48,15 +46,5 @@ class LocalExpectation:
     coupling = EACH
     axis: Hashable | None = dataclasses.field(default=None, init=False)
 
-    def refuses(self, distribution: Any, site: Site) -> str | None:
-        if support_size(distribution) is not None:
-            return None
-        return f"the values of {site.distribution_name} are not finitely many, or their number is not known before running"
-
-    def branches(self, distribution: Any) -> int:
-        size = support_size(distribution)
-        assert size is not None
-        return size
-
     def particle(self, key: Any, distribution: Any) -> Branches:
-        return local_branches(key, distribution)
+        return local_branches(key, distribution, self.support(distribution))

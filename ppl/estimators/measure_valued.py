@@ -108,7 +108,7 @@ class MeasureValued:
 
     def particle(self, key: Any, distribution: Any) -> Branches:
         if _categorical(distribution):
-            return local_branches(key, distribution)
+            return local_branches(key, distribution, distribution.enumerate_support(expand=True))
         served = _served(distribution)
         assert served is not None
         draw = served.derive(key, served.base, served.shape)
