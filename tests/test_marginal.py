@@ -161,23 +161,17 @@ def hierarchical(theta, particles):
 
 @ppl.expectation
 def hvi(theta):
-    trace, log_q = ppl.simulate(hierarchical(theta, 1))
-    return target().log_density(trace) - log_q
+    return ppl.objectives.hvi(target(), family(theta), "x", back)
 
 
 @ppl.expectation
 def iwhvi(theta, particles=2):
-    trace, log_q = ppl.simulate(hierarchical(theta, particles))
-    return target().log_density(trace) - log_q
+    return ppl.objectives.iwhvi(target(), family(theta), "x", back, particles)
 
 
 @ppl.expectation
 def diwhvi(theta):
-    def log_weight(_):
-        trace, log_q = ppl.simulate(hierarchical(theta, 1))
-        return target().log_density(trace) - log_q
-
-    return jax.nn.logsumexp(jax.vmap(log_weight)(jnp.arange(2))) - jnp.log(2.0)
+    return ppl.objectives.diwhvi(target(), family(theta), "x", back, particles=1, outer=2)
 
 
 def quadrature(function, dimensions, nodes=20):

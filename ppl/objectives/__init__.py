@@ -16,6 +16,7 @@ from ppl.objectives.dreg import dreg
 from ppl.objectives.elbo import beta_elbo, elbo, elbo_analytic, elbo_terms
 from ppl.objectives.f_divergence import f_divergence
 from ppl.objectives.forward_kl import eubo, forward_kl
+from ppl.objectives.hierarchical import diwhvi, hvi, iwhvi
 from ppl.objectives.infovae import infovae, mmd
 from ppl.objectives.iwae import iwae
 from ppl.objectives.log_variance import log_variance
@@ -34,6 +35,7 @@ __all__ = [
     "beta_elbo",
     "chi_square",
     "cubo",
+    "diwhvi",
     "dreg",
     "elbo",
     "elbo_analytic",
@@ -41,8 +43,10 @@ __all__ = [
     "eubo",
     "f_divergence",
     "forward_kl",
+    "hvi",
     "infovae",
     "iwae",
+    "iwhvi",
     "log_mean_exp",
     "log_variance",
     "log_weights",
