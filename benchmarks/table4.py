@@ -1,8 +1,8 @@
 """Table 4 of Becker et al. (PLDI 2024): five bounds of the noisy cone at equal settings, NumPyro beside them where it can.
 
-Plain gradient ascent with step 1e-3 for 5,000 steps; reported is the mean over 5,000 fresh estimates, its median over seeds. ELBO
-and IWAE have the mean-field family of `cone.py`; HVI, IWHVI and DIWHVI a ring: u ~ U(0, 1), x and y normal around the point at the
-angle 2 pi u on the circle of radius sqrt(z), from scales of one. The paper's reverse kernel for u is U(0, 1).
+Plain gradient ascent with step 1e-3 for 5,000 steps; reported is the mean over 5,000 fresh estimates, its median over seeds.
+ELBO and IWAE have the mean-field family of `cone.py`; HVI, IWHVI and DIWHVI a ring: u ~ U(0, 1), x and y normal around the
+point at the angle 2 pi u on the circle of radius sqrt(z), from scales of one. The paper's reverse kernel for u is U(0, 1).
 
 A last row has a ring with a learned reverse kernel, a von Mises distribution around the angle of (x, y) whose concentration is
 proportional to the radius. log p(z) = -5.3232 by quadrature.

@@ -21,6 +21,15 @@ def load(name):
     return module
 
 
+def test_an_estimator_from_nothing(tmp_path):
+    """That it is unbiased is asserted by the tutorial itself."""
+    module, path = load("estimator"), tmp_path / "picture.png"
+    variance = module.main(["--quick", "--out", str(path)])["variance"]
+    assert variance["REBAR"] < 0.5 * variance["score function"]
+    assert variance["REBAR"] < 0.7 * variance["leave-one-out"]
+    assert is_a_picture(path)
+
+
 def is_a_picture(path):
     pixels = matplotlib.image.imread(path)
     return min(pixels.shape[:2]) > 300 and pixels[..., :3].std() > 0.05
