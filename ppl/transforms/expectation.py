@@ -39,6 +39,10 @@ class Draw(Seed):
         return sole_value(site, leaves, key, estimator), None, None
 
 
+def _outline(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
 def _takes_noise(plan: SitePlan | None) -> bool:
     return plan is not None and (plan.site.detached or (isinstance(plan.estimator, Reparameterize) and not plan.weighted))
 
@@ -89,9 +93,14 @@ class Expectation(Algebra):
     def _stage(self, args: Any, kwargs: Any) -> Staged:
         def one(*args: Any, **kwargs: Any) -> Any:
             value = self.function(*args, **kwargs)
-            if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            if (
+                not jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+                or jnp.shape(value) != ()
+                or not jnp.issubdtype(jnp.result_type(value), jnp.floating)
+            ):
                 raise errors.ObjectiveError(
-                    f"the objective {self.__name__!r} must return one real number, got {jax.tree.map(jnp.shape, value)}."  # type: ignore[attr-defined]
+                    f"the objective {self.__name__!r} must return one real number, a floating-point scalar; got "  # type: ignore[attr-defined]
+                    f"{jax.tree.map(_outline, value)}."
                 )
             return jnp.asarray(value)
 
