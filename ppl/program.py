@@ -31,6 +31,7 @@ from ppl.site import (
     split_estimator,
     user_frame,
 )
+from ppl.supports import moves
 from ppl.transforms.interpret import run_staged
 from ppl.transforms.log_density import log_density
 from ppl.transforms.modify import Modification, prepare
@@ -269,7 +270,7 @@ def _support(distribution: Any) -> tuple[Any, bool]:
         return None, False
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(support)):
         return None, not support.is_discrete
-    return support, False
+    return (None, True) if not support.is_discrete and moves(distribution) else (support, False)
 
 
 @functools.lru_cache(maxsize=4096)
