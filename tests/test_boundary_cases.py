@@ -7,7 +7,7 @@ import pytest
 import ppl
 import ppl.distributions as dist
 from ppl import errors
-from ppl.estimators import DisARM, LocalExpectation, Reparameterize, Samples, ScoreFunction
+from ppl.estimators import DisARM, Learned, LeaveOneOut, LocalExpectation, Reparameterize, Samples, ScoreFunction
 
 KEY = jax.random.key(3)
 EMPTY = {
@@ -58,3 +58,16 @@ def test_a_result_that_is_no_real_number_is_named():
         ppl.expectation(lambda p: ppl.sample("x", dist.Poisson(p))).estimate(KEY, 2.0)
     with pytest.raises(errors.ObjectiveError, match=r"one real number.*'a': 'float32\[3\]'"):
         ppl.expectation(lambda p: {"a": p * jnp.ones(3)}).estimate(KEY, 2.0)
+
+
+def test_a_program_that_is_returned_and_not_drawn_is_named():
+    coin = ppl.program(lambda p: ppl.sample("x", dist.Bernoulli(probs=p)))
+    with pytest.raises(errors.ObjectiveError, match=r"one real number.*lambda"):
+        ppl.expectation(lambda p: coin(p)).estimate(KEY, 0.5)
+
+
+@pytest.mark.parametrize("baseline", ["leave one out", LeaveOneOut, Learned(lambda x: x)], ids=["word", "class", "function"])
+def test_a_baseline_that_is_none_is_refused(baseline):
+    objective = ppl.expectation(lambda p: 1.0 * ppl.sample("x", dist.Poisson(p), estimator=ScoreFunction(baseline)))
+    with pytest.raises(errors.EstimatorError, match=r"(?s)baseline of 'x'.*neither a number nor an array.*test_boundary"):
+        objective.estimate(KEY, 2.0)

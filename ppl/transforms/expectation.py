@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl import errors
 from ppl.estimators import Reparameterize
@@ -39,7 +40,13 @@ class Draw(Seed):
         return sole_value(site, leaves, key, estimator), None, None
 
 
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float)
+
+
 def _outline(leaf: Any) -> str:
+    if not _is_array(leaf):
+        return repr(leaf)
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
@@ -93,11 +100,7 @@ class Expectation(Algebra):
     def _stage(self, args: Any, kwargs: Any) -> Staged:
         def one(*args: Any, **kwargs: Any) -> Any:
             value = self.function(*args, **kwargs)
-            if (
-                not jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
-                or jnp.shape(value) != ()
-                or not jnp.issubdtype(jnp.result_type(value), jnp.floating)
-            ):
+            if not _is_array(value) or jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
                 raise errors.ObjectiveError(
                     f"the objective {self.__name__!r} must return one real number, a floating-point scalar; got "  # type: ignore[attr-defined]
                     f"{jax.tree.map(_outline, value)}."
