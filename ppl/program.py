@@ -31,7 +31,7 @@ from ppl.site import (
     split_estimator,
     user_frame,
 )
-from ppl.supports import moves
+from ppl.supports import support_of
 from ppl.transforms.interpret import run_staged
 from ppl.transforms.log_density import log_density
 from ppl.transforms.modify import Modification, prepare
@@ -226,7 +226,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
     mask = broadcast(mask, distribution.batch_shape)
     static, arrays = split_estimator(estimator)
     leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask, estimator=arrays))
-    support, moving = _support(distribution)
+    support, moving = support_of(distribution)
     site = Site(
         address=path,
         kind=SAMPLE,
@@ -260,17 +260,6 @@ def _distribution_name(distribution: Any) -> str:
     for suffix in ("Probs", "Logits"):
         name = name.removesuffix(suffix)
     return name
-
-
-def _support(distribution: Any) -> tuple[Any, bool]:
-    """The support, if it holds no traced values, and whether a continuous one moves with traced values."""
-    try:
-        support = distribution.support
-    except NotImplementedError:
-        return None, False
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(support)):
-        return None, not support.is_discrete
-    return (None, True) if not support.is_discrete and moves(distribution) else (support, False)
 
 
 @functools.lru_cache(maxsize=4096)

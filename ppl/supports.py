@@ -32,6 +32,16 @@ def interval(support: Any) -> tuple[bool, Any, Any] | None:
     return discrete, -np.inf if low is None else np.asarray(low), np.inf if high is None else np.asarray(high)
 
 
+def support_of(distribution: Any) -> tuple[Any, bool]:
+    """The support, if it holds no traced values, and whether a continuous one moves with traced values."""
+    try:
+        support = distribution.support
+    except NotImplementedError:
+        return None, False
+    moving = not support.is_discrete and moves(distribution)
+    return (None if moving or any(map(_traced, jax.tree.leaves(support))) else support), moving
+
+
 def moves(distribution: Any) -> bool:
     """Whether the support of transformed draws moves with traced parameters of the transforms.
 
