@@ -47,7 +47,7 @@ def _is_array(leaf: Any) -> bool:
 def _outline(leaf: Any) -> str:
     if not _is_array(leaf):
         return repr(leaf)
-    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+    return f"{jnp.result_type(leaf)} of shape {jnp.shape(leaf)}"
 
 
 def _takes_noise(plan: SitePlan | None) -> bool:
