@@ -30,6 +30,7 @@ from ppl.site import (
     split_estimator,
     user_frame,
 )
+from ppl.supports import support_of
 from ppl.transforms.expand import Inline
 from ppl.transforms.interpret import run_staged
 from ppl.transforms.log_density import log_density
@@ -224,7 +225,7 @@ def sample(address: str, distribution: Any, obs: Any = None, *, estimator: Any =
     mask = broadcast(mask, distribution.batch_shape)
     static, arrays = split_estimator(estimator)
     leaves, tree = jax.tree.flatten(Operands(distribution=distribution, mask=mask, estimator=arrays))
-    support, moving = _support(distribution)
+    support, moving = support_of(distribution)
     site = Site(
         address=path,
         kind=SAMPLE,
@@ -258,17 +259,6 @@ def _distribution_name(distribution: Any) -> str:
     for suffix in ("Probs", "Logits"):
         name = name.removesuffix(suffix)
     return name
-
-
-def _support(distribution: Any) -> tuple[Any, bool]:
-    """The support, if it holds no traced values, and whether a continuous one moves with traced values."""
-    try:
-        support = distribution.support
-    except NotImplementedError:
-        return None, False
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(support)):
-        return None, not support.is_discrete
-    return support, False
 
 
 @functools.lru_cache(maxsize=4096)

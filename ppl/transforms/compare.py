@@ -43,11 +43,12 @@ def latents(program: Program) -> dict[Address, Located]:
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """A value that `simulate` drew at `family` and `log_density` scored at `model`, whose supports differ."""
+    """A value that `simulate` drew at `family` and `log_density` scored at `model`, whose supports or plates' scales differ."""
 
     model: Located
     family: Located
-    leaves: bool
+    leaves: bool = False
+    scaled_apart: bool = False
 
 
 _collected: contextvars.ContextVar[list[Coverage] | None] = contextvars.ContextVar("collected", default=None)
@@ -70,6 +71,8 @@ def collect(pairs: Iterable[tuple[Located, Located]]) -> bool:
     if found is None:
         return False
     for model, family in pairs:
+        if (model.subsampled, model.site.plate_scale) != (family.subsampled, family.site.plate_scale):
+            found.append(Coverage(model, family, scaled_apart=True))
         if model.shape == family.shape and contains(model.site, family.site) is False:
             found.append(Coverage(model, family, leaves=True))
         elif model.shape == family.shape and contains(family.site, model.site) is False:

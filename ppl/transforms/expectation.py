@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl import errors
 from ppl.estimators import Reparameterize
@@ -39,6 +40,16 @@ class Draw(Seed):
     def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
         estimator = chosen_estimator(site) if site.kind == SAMPLE and not site.detached else None
         return sole_value(site, leaves, key, estimator), None, None
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float)
+
+
+def _outline(leaf: Any) -> str:
+    if not _is_array(leaf):
+        return repr(leaf)
+    return f"{jnp.result_type(leaf)} of shape {jnp.shape(leaf)}"
 
 
 def _takes_noise(plan: SitePlan | None) -> bool:
@@ -91,9 +102,10 @@ class Expectation(Algebra):
     def _stage(self, args: Any, kwargs: Any) -> Staged:
         def one(*args: Any, **kwargs: Any) -> Any:
             value = self.function(*args, **kwargs)
-            if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            if not _is_array(value) or jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
                 raise errors.ObjectiveError(
-                    f"the objective {self.__name__!r} must return one real number, got {jax.tree.map(jnp.shape, value)}."  # type: ignore[attr-defined]
+                    f"the objective {self.__name__!r} must return one real number, a floating-point scalar; got "  # type: ignore[attr-defined]
+                    f"{jax.tree.map(_outline, value)}."
                 )
             return jnp.asarray(value)
 

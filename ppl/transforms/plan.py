@@ -166,6 +166,11 @@ def choice_of(site_id: SiteId, located: Located, before: Mapping[SiteId, SitePla
         _refuse(estimator, located)
         estimator = specialized(estimator, template(located))
     plan = SitePlan(site_id, located, estimator, why, len(before), located.stack + element_shape(site))
+    if plan.brings_baseline and site.estimator is not None and not site.detached:  # with arrays, it would be an operand
+        raise errors.EstimatorError(
+            f"the baseline of {site.name!r}, {plan.baseline!r}, is neither a number nor an array.\n  {site.where}\n"
+            "Give ScoreFunction one of these, LeaveOneOut(), MovingAverage(), Learned(prediction) or Vimco()."
+        )
     return _shared(before[site_id], plan) if site_id in before else plan
 
 

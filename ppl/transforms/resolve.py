@@ -158,9 +158,10 @@ def _gradient(weights: Branched, plan: SitePlan) -> Branched:
 
 def _joint(axis: Axis, group: Sequence[tuple[SitePlan, Place]], weights: Weights, ndim: int) -> Branched:
     """Weights of branches that several elements and sites share: their values are constants, their gradients add."""
-    first = weights[group[0][0].site_id]
-    n_elements = len(first.array.shape) - 1
-    base = Branched(jnp.reshape(jax.lax.stop_gradient(first.array[(0,) * n_elements]), (1,) * ndim + (axis.size,)))
+    arrays = [weights[plan.site_id].array for plan, _ in group]
+    held = next((array for array in arrays if array.size), None)  # without elements, any shares of a constant will do
+    shares = jnp.full(axis.size, 1.0 / axis.size) if held is None else held[(0,) * (held.ndim - 1)]
+    base = Branched(jnp.reshape(jax.lax.stop_gradient(shares), (1,) * ndim + (axis.size,)))
     parts = []
     for plan, place in group:
         gradient = placed(_gradient(weights[plan.site_id], plan), place, ndim, trailing=1)

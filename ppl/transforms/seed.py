@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr
 
+from ppl import errors
 from ppl.densities import Noise, draw, takes_noise
 from ppl.estimated import Estimated
 from ppl.site import SAMPLE, SUBSAMPLE, Address, PlateAxis, Site
@@ -42,6 +43,10 @@ def site_keys(key: Any, ids: Sequence[SiteId]) -> dict[SiteId, Any]:
         return {}
     if not jnp.issubdtype(jax.typeof(key).dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
+    if jnp.ndim(key):
+        raise errors.ValueShapeError(
+            f"it takes one key, got an array of keys, {list(jnp.shape(key))}. Map over them with jax.vmap."
+        )
     data = jax.random.key_data(key)
     count = data.shape[-1]
     words = np.array([_words(site_id, count) for site_id in ids], np.uint32)
