@@ -501,3 +501,23 @@ def test_products_and_exponentials_are_checked_operand_by_operand():
     assert [row.address for row in product.estimators(0.3)] == ["b", "x"]
     assert [(finding.address, finding.condition) for finding in product.check(0.3)] == [("x", "continuity")]
     assert (smooth * smooth).exp().check(0.3).ok
+
+
+def test_plates_that_scale_a_latent_apart_are_found():
+    def program(size):
+        @ppl.program
+        def one(y):
+            ppl.plate("data", lambda y: ppl.sample("z", dist.Normal(0.1 * y, 1.0)), size=size)(y)
+
+        return one(jnp.ones(2))
+
+    def findings(model_size, family_size):
+        @ppl.expectation
+        def elbo(shift):
+            trace, log_q = ppl.simulate(program(family_size))
+            return program(model_size).log_density(trace) - log_q + 0.0 * shift
+
+        return [(finding.address, finding.condition) for finding in elbo.check(0.5)]
+
+    assert findings(4, 4) == []
+    assert findings(4, None) == [("z", "scale")]

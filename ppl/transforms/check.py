@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
     Attributes:
         address: of the sites concerned, joined by commas; empty where it is the whole objective.
-        condition: `"continuity"`, `"unbiased estimator"`, `"estimator"`, `"support"`, `"linearity"` or `"density"`.
+        condition: `"continuity"`, `"unbiased estimator"`, `"estimator"`, `"support"`, `"scale"`, `"linearity"` or `"density"`.
         severity: `"fails"` or `"cannot tell"`; `"bound"` where the estimate is right for a bound of what was perhaps meant.
         message: what is wrong and what would work.
         file, line: of the operation, or of the site where that is not known.
@@ -196,6 +196,12 @@ def _jump(jump: Jump, plans: Mapping[SiteId, SitePlan]) -> Finding:
 
 def _coverage(coverage: Coverage) -> Finding:
     model, family = coverage.model.site, coverage.family.site
+    if coverage.scaled_apart:
+        message = (
+            f"a plate multiplies its costs by {model.plate_scale:g} in the model and by {family.plate_scale:g} in the family: "
+            "with the same plate and size in both, their difference is an unbiased minibatch estimate"
+        )
+        return _finding(family.name, "scale", FAILS, message, family.where)
     supports = f"the model's is {describe_support(model.support)}, the family's {describe_support(family.support)}"
     if coverage.leaves:
         return _finding(family.name, "support", FAILS, f"the family leaves the model's support: {supports}", family.where)
