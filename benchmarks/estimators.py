@@ -2,7 +2,8 @@
 
 Three workloads: assignments of a Gaussian mixture (`mixture.py`), a hidden Markov chain (`hidden_markov.py`) and a variational
 autoencoder with binary latents on real digits (`discrete_vae.py`). Before anything is timed, all rivals are checked to estimate
-the same value and gradient. NumPyro's `TraceEnum_ELBO` needs funsor (`pip install funsor`); without it its row is left out.
+the same value and gradient. NumPyro's `TraceEnum_ELBO` needs funsor (`pip install funsor`), and the rows of Storchastic need
+storchastic; without them these are left out.
 
     python -m benchmarks.estimators [--quick] [--json FILE] [--only mixture chain autoencoder]
 """
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import discrete_vae, hidden_markov, mixture
+from benchmarks import discrete_vae, hidden_markov, mixture, storchastic_mixture
 from benchmarks.timing import arguments, print_environment, print_table, race, report
 
 COLUMNS = ("", "ELBO", "variance", "variance of discrete", "ms", "variance x ms", "relative")
@@ -89,7 +90,7 @@ def compare(title: str, rivals: Mapping[str, Any], args: Sequence[Any], draws: i
 
 def mixture_table(quick: bool) -> Any:
     y = mixture.data(jax.random.key(0))
-    return compare(
+    results = compare(
         "Mixture, 200 points and 8 components",
         mixture.GRADIENTS,
         (mixture.start(y), y),
@@ -97,6 +98,25 @@ def mixture_table(quick: bool) -> Any:
         3 if quick else 31,
         lambda grad: grad["logits"],
     )
+    if importlib.util.find_spec("storch") is None:
+        print("Storchastic is not installed.\n")
+        return results
+    found = storchastic_mixture.measure(mixture.start(y), y, 20 if quick else 300)
+    first = next(iter(results.values()))["variance x ms"]
+    rows = [
+        [
+            f"Storchastic, {n}",
+            m["value"],
+            m["variance"],
+            m["discrete"],
+            m["ms"],
+            m["variance"] * m["ms"],
+            m["variance"] * m["ms"] / first,
+        ]
+        for n, m in found.items()
+    ]
+    print_table("The same in Storchastic (PyTorch, eager)", COLUMNS, rows)
+    return results | {row[0]: dict(zip(COLUMNS[1:], row[1:], strict=True)) for row in rows}
 
 
 def chain_table(quick: bool) -> Any:
