@@ -52,8 +52,8 @@ def moments(function: Callable[..., Any], args: Sequence[Any], draws: int, discr
         "value": float(mean[-1]),
         "mean": mean,
         "error": np.sqrt(np.maximum(square - mean**2, 0.0) / count),
-        "variance": float(np.sum(grad2 - grad**2)),
-        "discrete": float(np.sum(part2 - part**2)),
+        "variance": float(np.sum(np.maximum(grad2 - grad**2, 0.0))),
+        "discrete": float(np.sum(np.maximum(part2 - part**2, 0.0))),
     }
 
 
