@@ -22,10 +22,10 @@ class AcceptReject(OneValue):
     `h` is that of Marsaglia and Tsang (2000). The gradient of the value is pathwise, and a weight of value one has what is
     missing, the gradient of the density of the accepted noise; derivatives of every order are unbiased.
 
-    Unbiased where the rest of the objective is continuous in the value, up to rounding, which single precision makes visible at
-    both ends: the weight loses digits at large shapes (of the gradient of a mean, 0.2% at a shape of 3,000, nothing to be seen at
-    300), and draws below the smallest number are rounded up to it, which cuts costs in `log x` at shapes far below 0.1. Double
-    precision, or at large shapes `Reparameterize()`, has no such loss.
+    Unbiased where the rest of the objective is continuous in the value, up to rounding, which single precision makes visible
+    at both ends. The weight loses digits at large shapes: 0.2% of the gradient of a mean at a shape of 3,000, nothing to be
+    seen at 300. Draws below the smallest number are rounded up to it, which cuts costs in `log x` at shapes far below 0.1.
+    Double precision, or at large shapes `Reparameterize()`, has no such loss.
 
     Args:
         boost: by how many steps the shape is augmented (section 3.4 there): more of them move the gradient from the weight
