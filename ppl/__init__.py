@@ -3,8 +3,9 @@
 from ppl import distributions, errors, estimators, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.choice import SiteDescription
+from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
-from ppl.inference.optimize import Fit, maximize, minimize
+from ppl.inference.optimize import maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
 from ppl.subsample import subsample

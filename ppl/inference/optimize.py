@@ -13,29 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ppl import errors
+from ppl.inference.fit import Fit
 from ppl.transforms.expectation import Expectation
 from ppl.transforms.partition import combine, partition
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """The end of an optimization.
-
-    Attributes:
-        params: the parameters, in the structure they came in.
-        history: the estimate of the objective at each step, shape `(steps,)`.
-        optimizer_state: optax's, to go on from.
-        estimator_state: the moving averages of baselines, by site.
-    """
-
-    params: Any
-    history: np.ndarray
-    optimizer_state: Any
-    estimator_state: Any = dataclasses.field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        tail = self.history[-max(1, len(self.history) // 10) :]
-        return f"Fit(steps={len(self.history)}, objective={tail.mean():.4f} (mean of the last {len(tail)} steps))"
 
 
 def maximize(objective: Expectation, params: Any, key: Any, *args: Any, **options: Any) -> Fit:
@@ -51,6 +31,8 @@ def maximize(objective: Expectation, params: Any, key: Any, *args: Any, **option
         samples: independent repetitions of the objective averaged at each step.
         chunk: steps run in one compiled call; the bar moves between calls.
         progress: whether to show a progress bar.
+        model: the model being fitted, and
+        family: the variational family as a function of the parameters, for the fit to remember.
 
     Returns:
         A `Fit`.
@@ -87,6 +69,8 @@ def _run(
     samples: int | None = None,
     chunk: int = 500,
     progress: bool = True,
+    model: Any = None,
+    family: Any = None,
 ) -> Fit:
     arrays, rest = partition(params)
     arrays = jax.tree.map(_strong, arrays)
@@ -108,7 +92,7 @@ def _run(
             bar.update(count)
             bar.set_postfix_str(f"objective {history[-1].mean():.4f}")
             _refuse_non_finite(objective, history[-1], start)
-    return Fit(combine(arrays, rest), np.concatenate(history), state, averages)
+    return Fit(combine(arrays, rest), np.concatenate(history), state, averages, model, family)
 
 
 def _refuse_non_finite(objective: Expectation, values: np.ndarray, start: int) -> None:
