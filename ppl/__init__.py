@@ -2,6 +2,8 @@
 
 from ppl import distributions, errors, estimators, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
+from ppl.bridges.mcmc import Draws, nuts
+from ppl.bridges.to_numpyro import to_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bound",
+    "Draws",
     "Expectation",
     "Fit",
     "GradientVariance",
@@ -44,6 +47,7 @@ __all__ = [
     "minibatch_sum",
     "minimize",
     "normalize",
+    "nuts",
     "objectives",
     "plate",
     "program",
@@ -53,6 +57,7 @@ __all__ = [
     "simulate",
     "subsample",
     "testing",
+    "to_numpyro",
     "trace_shapes",
     "unnormalized",
 ]
