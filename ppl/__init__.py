@@ -10,6 +10,7 @@ from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
+from ppl.samples import Samples
 from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
 from ppl.transforms.expectation import Expectation, expectation
@@ -31,6 +32,7 @@ __all__ = [
     "Fit",
     "GradientVariance",
     "Program",
+    "Samples",
     "SiteDescription",
     "check_family",
     "deterministic",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ppl.objectives.particles import log_mean_exp, log_weights
 from ppl.program import Bound
+from ppl.samples import Samples
 from ppl.transforms.simulate import simulate
 
 
@@ -33,7 +34,7 @@ def chi_square(model: Bound, family: Bound, log_evidence: Any = 0.0) -> Any:
     return jnp.exp(2 * (model.log_density(trace) - log_q - log_evidence))
 
 
-def cubo(model: Bound, family: Bound, particles: int, power: float = 2.0) -> Any:
+def cubo(model: Bound, family: Bound, particles: int | Samples, power: float = 2.0) -> Any:
     """`log(mean_k w_k^power) / power`, the chi upper bound for power >= 1 (Dieng et al. 2017, section 2.1). In nats.
 
     `log E_q[w^power] / power` lies above the log evidence. This estimate of it is too low by O(1 / particles), and with one

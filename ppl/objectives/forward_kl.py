@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ppl.objectives.particles import at_least, log_mean_exp, log_weights
 from ppl.objectives.surrogates import check_scores, constant, gradient_of
 from ppl.program import Bound
+from ppl.samples import Samples
 from ppl.transforms.simulate import simulate
 
 
@@ -45,7 +46,7 @@ def forward_kl(model: Bound, family: Bound, particles: int) -> Any:
     return jnp.sum(w * log_w) - log_mean_exp(log_w) - jnp.sum(w * gradient_of(log_q))
 
 
-def eubo(model: Bound, family: Bound, particles: int) -> Any:
+def eubo(model: Bound, family: Bound, particles: int | Samples) -> Any:
     """`E_posterior[log p(x, z) - log q(z)]`, the evidence upper bound (Ji and Shen 2019), by normalized weights. In nats.
 
     `sum_k w~_k log w_k` is too low by O(1 / particles), and with one particle it is the ELBO: only with enough of them is it an

@@ -6,9 +6,10 @@ from typing import Any
 
 from ppl.objectives.particles import log_mean_exp, log_weights
 from ppl.program import Bound
+from ppl.samples import Samples
 
 
-def iwae(model: Bound, family: Bound, particles: int) -> Any:
+def iwae(model: Bound, family: Bound, particles: int | Samples) -> Any:
     """`E[log mean_k w_k]`, `w = p(x, z) / q(z)` (Burda et al. 2016, equation 8). In nats.
 
     Between the ELBO (one particle) and the log evidence, and higher with every particle. The gradient in the family has more

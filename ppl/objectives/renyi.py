@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from ppl.objectives.particles import log_mean_exp, log_weights
 from ppl.program import Bound
+from ppl.samples import Samples
 
 
-def renyi(model: Bound, family: Bound, alpha: float, particles: int) -> Any:
+def renyi(model: Bound, family: Bound, alpha: float, particles: int | Samples) -> Any:
     """`log(mean_k w_k^(1 - alpha)) / (1 - alpha)` (Li and Turner 2016, sections 3 and 4.1). In nats.
 
     The mean stands inside a logarithm, so this is a consistent estimate of `log E_q[w^(1-alpha)] / (1 - alpha)` with a bias of

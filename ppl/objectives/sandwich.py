@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ppl.objectives.particles import log_mean_exp, log_weights
 from ppl.program import Bound
+from ppl.samples import Samples
 
 
 class Sandwich(NamedTuple):
@@ -20,7 +21,7 @@ class Sandwich(NamedTuple):
     cubo: Any
 
 
-def sandwich(model: Bound, family: Bound, particles: int) -> Sandwich:
+def sandwich(model: Bound, family: Bound, particles: int | Samples) -> Sandwich:
     """Bounds of the log evidence from both sides (Dieng et al. 2017, section 2.2; Grosse et al. 2015). In nats.
 
     With weights `w`, normalized `w~`: `mean log w`, `log mean w`, `sum w~ log w`, `log(mean w^2) / 2`. The first two are lower

@@ -14,6 +14,7 @@ import numpy as np
 from ppl import errors
 from ppl.estimators import Reparameterize
 from ppl.notes import EXPECTATION, note
+from ppl.samples import Samples, as_samples
 from ppl.site import SAMPLE, Site, rebind
 from ppl.transforms.algebra import Algebra
 from ppl.transforms.baselines import Outcome, State, check_state, initial_state, next_state, outcome
@@ -63,8 +64,11 @@ class Expectation(Algebra):
         self.function = function
         functools.update_wrapper(self, function, updated=())
 
-    def estimate(self, key: Any, *args: Any, samples: int | None = None, state: State | None = None, **kwargs: Any) -> Any:
-        """An unbiased estimate of the expectation: the mean of `samples` independent evaluations (one if None).
+    def estimate(
+        self, key: Any, *args: Any, samples: int | Samples | None = None, state: State | None = None, **kwargs: Any
+    ) -> Any:
+        """An unbiased estimate of the expectation: the mean of `samples` independent evaluations (one if None;
+        `ppl.Samples` evaluates them in chunks, or on several devices).
 
         It is also the surrogate: an ordinary JAX function whose derivatives in `args`, of any order, are unbiased
         estimates of the derivatives of the expectation.
@@ -79,7 +83,9 @@ class Expectation(Algebra):
         jaxpr = self._stage(args, kwargs).jaxpr
         return initial_state(first_choice(jaxpr.jaxpr, jaxpr.consts))
 
-    def baseline_loss(self, key: Any, *args: Any, samples: int | None = None, state: State | None = None, **kwargs: Any) -> Any:
+    def baseline_loss(
+        self, key: Any, *args: Any, samples: int | Samples | None = None, state: State | None = None, **kwargs: Any
+    ) -> Any:
         """The squared error of all `Learned` baselines, to be minimized in what predicts them. Zero where there are none.
 
         With the key of `estimate`, it is the error of the predictions that were used there.
@@ -87,17 +93,17 @@ class Expectation(Algebra):
         return self._evaluate(key, args, kwargs, samples, state)[0].loss
 
     def training_loss(
-        self, key: Any, *args: Any, sign: float, samples: int | None = None, state: State | None = None, **kwargs: Any
+        self, key: Any, *args: Any, sign: float, samples: int | Samples | None = None, state: State | None = None, **kwargs: Any
     ) -> tuple[Any, tuple[Any, State]]:
         """`sign` times the estimate, plus the loss of its baselines: what a step of training minimizes. Also the estimate and
         the next state."""
         outcome, after = self._evaluate(key, args, kwargs, samples, state)
         return sign * outcome.value + outcome.loss, (outcome.value, after)
 
-    def _evaluate(self, key: Any, args: Any, kwargs: Any, samples: int | None, state: State | None) -> tuple[Outcome, State]:
-        if samples is not None and samples < 1:
-            raise errors.ObjectiveError(f"samples must be at least 1, got {samples}")
-        return evaluate(self._stage(args, kwargs), key, samples, state)
+    def _evaluate(
+        self, key: Any, args: Any, kwargs: Any, samples: int | Samples | None, state: State | None
+    ) -> tuple[Outcome, State]:
+        return evaluate(self._stage(args, kwargs), key, None if samples is None else as_samples(samples), state)
 
     def _stage(self, args: Any, kwargs: Any) -> Staged:
         def one(*args: Any, **kwargs: Any) -> Any:
@@ -119,7 +125,7 @@ class Expectation(Algebra):
         key: Any,
         *args: Any,
         argnums: int | Sequence[int] = 0,
-        samples: int | None = None,
+        samples: int | Samples | None = None,
         state: State | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -214,13 +220,15 @@ class _Nested(Seed):
         return rebind(site, leaves, simulated=True), None, None
 
 
-def evaluate(staged: Staged, key: Any, samples: int | None, state: State | None) -> tuple[Outcome, State]:
+def evaluate(staged: Staged, key: Any, samples: Samples | None, state: State | None) -> tuple[Outcome, State]:
     """The surrogate of a staged objective, averaged over independent repetitions, and the next state of its baselines."""
     jaxpr, consts = staged.jaxpr.jaxpr, staged.jaxpr.consts
     choices = first_choice(jaxpr, consts)
     plan = make_plan(jaxpr, consts, choices) if any(site.weighted for site in choices.values()) else None
     chosen = choices if plan is None else plan.sites
-    inputs = random_inputs(key, jaxpr, lambda site_id: _takes_noise(chosen.get(site_id)), samples)
+
+    def inputs(key: Any, count: int | None) -> Inputs:
+        return random_inputs(key, jaxpr, lambda site_id: _takes_noise(chosen.get(site_id)), count)
 
     before = check_state(chosen, state)
 
@@ -233,11 +241,26 @@ def evaluate(staged: Staged, key: Any, samples: int | None, state: State | None)
         values, weights = run_steps(plan.steps, [], Frame(plan, inputs.keys, chosen=elements), wanted)
         return outcome(plan, values, weights, elements, before, None if samples is None else LANES)
 
+    def mean_of(samples: Samples, key: Any, count: int) -> Outcome:
+        found = jax.vmap(one, axis_name=LANES, axis_size=count)(samples.place(inputs(key, count)))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+
     if samples is None:
-        found = one(inputs)
+        found = one(inputs(key, None))
+    elif samples.chunk is None:
+        found = mean_of(samples, key, samples.number)
     else:
-        found = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(one, axis_name=LANES, axis_size=samples)(inputs))
+        found = _in_chunks(functools.partial(mean_of, samples), key, samples.number // samples.chunk, samples.chunk)
     return found, next_state(chosen, before, found.returns)
+
+
+def _in_chunks(mean_of: Callable[[Any, int], Outcome], key: Any, chunks: int, size: int) -> Outcome:
+    """The mean over chunks, one in memory at a time: for the gradient each is computed again."""
+    body = jax.checkpoint(lambda key: mean_of(key, size))
+    keys = jax.random.split(key, chunks)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(body, keys[0]))
+    found, _ = jax.lax.scan(lambda total, key: (jax.tree.map(jnp.add, total, body(key)), None), zero, keys)
+    return jax.tree.map(lambda x: x / chunks, found)
 
 
 def expectation(function: Callable[..., Any]) -> Expectation:
