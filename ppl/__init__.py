@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, objectives, testing
+from ppl import distributions, errors, estimators, families, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
@@ -36,6 +36,7 @@ __all__ = [
     "estimators",
     "expectation",
     "factor",
+    "families",
     "from_numpyro",
     "gradient_variance",
     "log_density",
