@@ -3,6 +3,7 @@
 from ppl.families.by_address import by_address, run
 from ppl.families.family import Family
 from ppl.families.gaussian import block, full_rank, low_rank, mean_field, scale_tril
+from ppl.families.structured import linear, structured
 from ppl.families.joint import joint
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "by_address",
     "full_rank",
     "joint",
+    "linear",
     "low_rank",
     "mean_field",
     "run",
     "scale_tril",
+    "structured",
 ]

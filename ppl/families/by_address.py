@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ppl import errors
 
 from ppl.families.family import Family, shapes
 from ppl.families.latents import latents_of
 from ppl.families.start import Centre
+from ppl.families.text import quoted, word
 from ppl.program import Bound, Program, inline
 from ppl.site import user_frame
 
@@ -102,8 +104,7 @@ def merged(model: Bound, latents: Sequence[Any], parts: Mapping[str, Family], ki
         keys = jax.random.split(key, len(parts))
         return {label: part.start(keys[i], _restricted(part, centre)) for i, (label, part) in enumerate(parts.items())}
 
-    words = {label: "".join(c if c.isalnum() else "_" for c in label) for label in parts}
-    statements = [f"ppl.families.run(family_{words[label]}(params[{label!r}]))" for label in parts]
+    statements = [f"ppl.families.run({{name}}_{word(label)}(params[{quoted(label)}]))" for label in parts]
     known = all(part.fits is not None for part in parts.values())
     fits = {label: part.fits for label, part in parts.items()} if known else None
     return Family(model, latents, statements, {}, start, kind, fits, parts)
@@ -111,8 +112,6 @@ def merged(model: Bound, latents: Sequence[Any], parts: Mapping[str, Family], ki
 
 def _restricted(part: Family, centre: Centre) -> Centre:
     """The place to start from, of the latent variables of one part."""
-    import jax.numpy as jnp
-
     values = {latent.name: centre.values[latent.name] for latent in part.latents if latent.name in centre.values}
     vector = jnp.concatenate([jnp.ravel(u) for u in values.values()]) if values else jnp.zeros(0)
     return Centre(values, vector, None)
@@ -133,8 +132,8 @@ def _part(model: Bound, label: str, group: tuple[str, ...], choice: Choice) -> F
     if isinstance(choice, tuple) and len(choice) == 2 and isinstance(choice[0], Program):
         program, params = choice
         latents = latents_of(model, group, discrete=True, subsampled=True)
-        word = "own_" + "".join(c if c.isalnum() else "_" for c in label)
-        return _Own(model, latents, [], {word: program}, lambda key, centre: params, word, shapes(params))
+        name = f"own_{word(label)}"
+        return _Own(model, latents, [], {name: program}, lambda key, centre: params, name, shapes(params))
     if isinstance(choice, Program | Bound | Family) or not callable(choice):
         raise errors.FamilyError(
             f"the choice for {label!r} is {choice!r}; it is a constructor such as ppl.families.mean_field, or a pair of a program "

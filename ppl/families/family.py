@@ -16,7 +16,7 @@ import numpy as np
 from ppl import errors
 from ppl.families.latents import Latent
 from ppl.families.start import Centre, centre_of
-from ppl.families.text import HEADER, family_source
+from ppl.families.text import HEADER, family_source, word
 from ppl.program import Bound, Program
 
 
@@ -90,7 +90,7 @@ class Family:
 
     def source(self, name: str = "family") -> str:
         """The program as Python text, ready to be pasted. `model` in it is the model, where it occurs."""
-        inner = [part.source(f"{name}_{_word(key)}").removeprefix(HEADER) for key, part in self.parts.items()]
+        inner = [part.source(f"{name}_{word(key)}").removeprefix(HEADER) for key, part in self.parts.items()]
         return HEADER + "".join(inner) + family_source(name, self.statements)
 
     def __str__(self) -> str:
@@ -104,10 +104,6 @@ class Family:
     def size(self) -> int:
         """The number of parameters."""
         return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self.fits))
-
-
-def _word(key: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in key)
 
 
 def check_params(params: Any, fits: Any, kind: str) -> None:

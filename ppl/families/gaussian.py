@@ -14,7 +14,7 @@ from ppl.families.family import Family, shapes
 from ppl.families.free import needs_run, refuse_branches
 from ppl.families.latents import Latent, latents_of
 from ppl.families.start import Centre
-from ppl.families.text import joint_text, site_distribution
+from ppl.families.text import joint_text, quoted, site_distribution
 from ppl.program import Bound
 
 LOG_SCALE = float(np.log(0.1))
@@ -52,15 +52,15 @@ def mean_field(model: Bound, addresses: Sequence[str] | None = None) -> Family:
         <BLANKLINE>
         @ppl.program
         def family(params):
-            p = params['rate']
-            ppl.sample('rate', dist.LogNormal(p['loc'], jnp.exp(p['log_scale'])))
+            p = params["rate"]
+            ppl.sample("rate", dist.LogNormal(p["loc"], jnp.exp(p["log_scale"])))
         <BLANKLINE>
         >>> params = family.init(jax.random.key(0))
         >>> ppl.check_family(model(), family(params))
     """
     latents = latents_of(model, addresses)
     if list(needs_run(latents)):
-        normal = "dist.Normal(params['loc'], jnp.exp(params['log_scale'])).to_event(1)"
+        normal = 'dist.Normal(params["loc"], jnp.exp(params["log_scale"])).to_event(1)'
         statements = joint_text(normal, latents, model)
         return Family(model, latents, statements, {}, _vectors, "mean_field", shapes(_vectors(None, _zeros(latents))))
     return Family(model, latents, site_lines(latents), {}, _by_site, "mean_field", shapes(_by_site(None, _zeros(latents))))
@@ -70,12 +70,12 @@ def site_lines(latents: Sequence[Latent], params: str = "params") -> list[str]:
     """A statement for each latent."""
     lines = []
     for latent in latents:
-        lines.append(f"p = {params}[{latent.name!r}]")
-        lines.append(f"ppl.sample({latent.name!r}, {site_distribution(latent, _NORMAL)})")
+        lines.append(f"p = {params}[{quoted(latent.name)}]")
+        lines.append(f"ppl.sample({quoted(latent.name)}, {site_distribution(latent, _NORMAL)})")
     return lines
 
 
-_NORMAL = "p['loc'], jnp.exp(p['log_scale'])"
+_NORMAL = 'dist.Normal(p["loc"], jnp.exp(p["log_scale"]))'
 
 
 def _by_site(key: Any, centre: Centre) -> Any:
@@ -105,21 +105,21 @@ def scale_tril(log_scale: Any, lower: Any) -> Any:
     """The lower triangular factor of a covariance matrix: `diag(exp(log_scale))` times a unit lower triangular matrix.
 
     Args:
-        log_scale: `[D]`, logs of the conditional standard deviations.
-        lower: `[D (D - 1) / 2]`, the entries below the diagonal, row by row.
+        log_scale: `[..., D]`, logs of the conditional standard deviations.
+        lower: `[..., D (D - 1) / 2]`, the entries below the diagonal, row by row.
 
     Returns:
-        `[D, D]`.
+        `[..., D, D]`.
 
     Example:
         >>> import jax.numpy as jnp, ppl
         >>> ppl.families.scale_tril(jnp.log(jnp.array([1.0, 2.0])), jnp.array([0.5])).tolist()
         [[1.0, 0.0], [1.0, 2.0]]
     """
-    size = log_scale.shape[0]
+    size = log_scale.shape[-1]
     rows, columns = np.tril_indices(size, -1)
-    unit = jnp.eye(size, dtype=lower.dtype).at[rows, columns].set(lower, unique_indices=True)
-    return jnp.exp(log_scale)[:, None] * unit
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), (*lower.shape[:-1], size, size))
+    return jnp.exp(log_scale)[..., None] * eye.at[..., rows, columns].set(lower, unique_indices=True)
 
 
 def from_scale_tril(tril: Any) -> dict[str, Any]:
@@ -129,7 +129,16 @@ def from_scale_tril(tril: Any) -> dict[str, Any]:
     return {"log_scale": jnp.log(scales), "lower": (tril / scales[:, None])[rows, columns]}
 
 
-FULL_RANK = "dist.MultivariateNormal(params['loc'], scale_tril=ppl.families.scale_tril(params['log_scale'], params['lower']))"
+FULL_RANK = """\
+dist.MultivariateNormal(
+    params["loc"], scale_tril=ppl.families.scale_tril(params["log_scale"], params["lower"])
+)"""
+LOW_RANK = """\
+dist.LowRankMultivariateNormal(
+    params["loc"],
+    jnp.exp(params["log_scale"])[:, None] * params["factor"],
+    jnp.exp(2.0 * params["log_scale"]),
+)"""
 
 
 def full_rank(model: Bound, addresses: Sequence[str] | None = None) -> Family:
@@ -178,8 +187,7 @@ def low_rank(model: Bound, addresses: Sequence[str] | None = None, *, rank: int 
         factor = 0.1 * jax.random.normal(key, (size, columns), centre.vector.dtype)
         return {**_vectors(key, centre), "factor": factor}
 
-    scaled = "dist.LowRankMultivariateNormal(params['loc'], jnp.exp(params['log_scale'])[:, None] * params['factor'], "
-    return joint_family(model, latents, scaled + "jnp.exp(2.0 * params['log_scale']))", start, "low_rank")
+    return joint_family(model, latents, LOW_RANK, start, "low_rank")
 
 
 def block(model: Bound, groups: Sequence[Sequence[str] | str] | Mapping[str, Sequence[str]] | None = None) -> Family:

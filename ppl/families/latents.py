@@ -26,7 +26,8 @@ class Latent:
 
     `shape` is that of its values in a trace and `free` that of its unconstrained values. `support` is None where it moves with
     the values of other variables: only a run of the model knows it. `axes` are what its values are stacked along, outermost
-    first, each with its length. `branch` says that it stands in a branch of a `cond`.
+    first, each with its length. `branch` says that it stands in a branch of a `cond`. `event_dim` is how many trailing axes of the
+    unconstrained value are one draw.
     """
 
     address: Address
@@ -37,6 +38,7 @@ class Latent:
     where: Where
     axes: tuple[tuple[str, int], ...] = ()
     branch: bool = False
+    event_dim: int = 0
 
     @property
     def name(self) -> str:
@@ -114,7 +116,9 @@ def _latent(located: Located, subsampled: bool) -> Latent:
             f"{site.name!r} stands in a branch of a cond and has the support {describe_support(site.support)}, which has fewer "
             f"coordinates than entries.\n  {site.where}\nDraw it before the cond, and use its value in the branch."
         )
-    return Latent(site.address, located.shape, free, site.dtype, support, site.where, stacked, branch)
+    shaped = support is not None and support.event_dim > 0 and not support.is_discrete
+    event_dim = dist.biject_to(support).domain.event_dim if shaped else site.event_dim
+    return Latent(site.address, located.shape, free, site.dtype, support, site.where, stacked, branch, event_dim)
 
 
 def _free_shape(located: Located, support: Any) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ import ppl.distributions as dist
 
 def family_source(name: str, statements: Sequence[str]) -> str:
     """The definition of a program of `params`."""
-    body = "\n".join("    " + line if line else "" for line in statements)
+    lines = "\n".join(statements).replace("{name}", name).split("\n")
+    body = "\n".join("    " + line if line else "" for line in lines)
     return f"\n\n@ppl.program\ndef {name}(params):\n{body}\n"
 
 
@@ -46,7 +48,17 @@ def constraint_text(latent: Latent) -> str:
     for index, name in _constants().items():
         if type(support).__name__.strip("_").lower() == name.replace("_", "") and not jax.tree.leaves(support):
             return f"dist.constraints.{name}"
-    return f"ppl.trace_shapes(model)[{latent.name!r}].support"
+    return f"ppl.trace_shapes(model)[{quoted(latent.name)}].support"
+
+
+def quoted(name: str) -> str:
+    """A name as a string in the text."""
+    return json.dumps(name, ensure_ascii=False)
+
+
+def word(name: str) -> str:
+    """A name as an identifier."""
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
 
 
 def array_text(value: Any) -> str:
@@ -62,20 +74,29 @@ def joint_text(distribution: str, latents: Sequence[Latent], model: Bound) -> li
     """The statement that draws latent variables as one vector."""
     if list(needs_run(latents)):
         names = [latent.name for latent in latents]
-        some = "" if len(latents) == len(latents_of(model, discrete=True, subsampled=True)) else f", {names!r}"
+        some = "" if len(latents) == len(latents_of(model, discrete=True, subsampled=True)) else f", {json.dumps(names)}"
         return [f"normal = {distribution}", f"ppl.families.joint(normal, model{some})"]
     items = []
     for latent in latents:
         support = constraint_text(latent)
-        items.append(f"    {latent.name!r}: " + (f"({support}, {latent.shape!r})" if latent.shape else support) + ",")
+        items.append(f"    {quoted(latent.name)}: " + (f"({support}, {latent.shape!r})" if latent.shape else support) + ",")
     return [f"normal = {distribution}", "parts = {", *items, "}", "ppl.families.joint(normal, parts)"]
 
 
-def site_distribution(latent: Latent, base: str) -> str:
+def site_distribution(latent: Latent, normal: str) -> str:
     """A distribution over a latent's support, the image of a normal one over its unconstrained values."""
     support = latent.support
     if isinstance(support, type(dist.constraints.real)):
-        return f"dist.Normal({base})"
-    if isinstance(support, type(dist.constraints.positive)):
-        return f"dist.LogNormal({base})"
-    return f"dist.TransformedDistribution(dist.Normal({base}), dist.biject_to({constraint_text(latent)}))"
+        return normal
+    if isinstance(support, type(dist.constraints.positive)) and normal.startswith("dist.Normal("):
+        return "dist.LogNormal(" + normal.removeprefix("dist.Normal(")
+    return f"dist.TransformedDistribution({normal}, dist.biject_to({constraint_text(latent)}))"
+
+
+def free_text(latent: Latent, value: str) -> str:
+    """The unconstrained value of a value."""
+    if isinstance(latent.support, type(dist.constraints.real)):
+        return value
+    if isinstance(latent.support, type(dist.constraints.positive)):
+        return f"jnp.log({value})"
+    return f"dist.biject_to({constraint_text(latent)}).inv({value})"
