@@ -303,4 +303,4 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
     return Branched(jnp.moveaxis(stacked.array, 0, len(stacked.axes) + chain), stacked.axes)
 
 
-__all__ = ["SumProduct", "Resolver", "Weights", "placed"]
+__all__ = ["Resolver", "SumProduct", "Weights", "placed"]
