@@ -69,6 +69,8 @@ class Family:
         Raises:
             FamilyError: the log density or its gradient is finite nowhere; the addresses that are not are named.
         """
+        if not self.latents:
+            return self.start(key, Centre({}, jnp.zeros(0), None))
         return self.start(key, centre_of(self.model, self.latents, key, at))
 
     @functools.cached_property
@@ -102,7 +104,7 @@ class Family:
 
     @property
     def size(self) -> int:
-        """The number of parameters."""
+        """The number of parameters; that of an encoder is not known to its family."""
         return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self.fits))
 
 
