@@ -79,11 +79,11 @@ _NORMAL = 'dist.Normal(p["loc"], jnp.exp(p["log_scale"]))'
 
 
 def _by_site(key: Any, centre: Centre) -> Any:
-    return {name: {"loc": u, "log_scale": jnp.full(jnp.shape(u), LOG_SCALE)} for name, u in centre.values.items()}
+    return {name: {"loc": u, "log_scale": jnp.full_like(u, LOG_SCALE)} for name, u in centre.values.items()}
 
 
 def _vectors(key: Any, centre: Centre) -> Any:
-    return {"loc": centre.vector, "log_scale": jnp.full(jnp.shape(centre.vector), LOG_SCALE)}
+    return {"loc": centre.vector, "log_scale": jnp.full_like(centre.vector, LOG_SCALE)}
 
 
 def _zeros(latents: Sequence[Latent]) -> Centre:

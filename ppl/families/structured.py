@@ -73,11 +73,11 @@ def structured(model: Bound, addresses: Sequence[str] | None = None) -> Family:
         params: dict[str, Any] = {}
         for latent in latents:
             u = centre.values[latent.name]
-            own: dict[str, Any] = {"loc": u, "log_scale": jnp.full(latent.free, LOG_SCALE)}
+            own: dict[str, Any] = {"loc": u, "log_scale": jnp.full_like(u, LOG_SCALE)}
             if _is_vector(latent):
                 size = latent.free[-1]
-                own["lower"] = jnp.zeros((*latent.free[:-1], size * (size - 1) // 2))
-            on = {label: jnp.zeros(shape) for (address, label), shape in weights.items() if address == latent.address}
+                own["lower"] = jnp.zeros((*latent.free[:-1], size * (size - 1) // 2), u.dtype)
+            on = {label: jnp.zeros(shape, u.dtype) for (address, label), shape in weights.items() if address == latent.address}
             params[latent.name] = {**own, "on": on} if on else own
         return params
 
