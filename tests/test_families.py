@@ -242,9 +242,7 @@ def test_scores_of_a_joint_draw_agree_with_its_path():
     params = family.init(KEY)
 
     def objective(estimator):
-        return ppl.expectation(
-            lambda params: jnp.sum(ppl.simulate(family(params).with_estimators(estimator))[0]["beta"] ** 2)
-        )
+        return ppl.expectation(lambda params: jnp.sum(ppl.simulate(family(params).with_estimators(estimator))[0]["beta"] ** 2))
 
     def gradients(estimator):
         keys = jax.random.split(KEY, 4000)

@@ -177,5 +177,3 @@ def _totals(jaxpr: Jaxpr) -> dict[str, int | None]:
         for inner in inner_jaxprs(eqn.params):
             totals |= _totals(inner)
     return totals
-
-

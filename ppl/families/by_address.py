@@ -150,5 +150,3 @@ def _part(model: Bound, label: str, group: tuple[str, ...], choice: Choice) -> F
             "of your own and its initial parameters."
         )
     return choice(model, addresses=list(group))
-
-

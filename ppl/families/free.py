@@ -235,4 +235,3 @@ def refuse_branches(latents: Sequence[Latent], what: str) -> None:
 
 
 __all__ = ["ByRunning", "Coordinates", "Fixed", "coordinates_of", "flat_dtype", "join", "needs_run", "refuse_branches", "split"]
-

@@ -93,7 +93,9 @@ def _zeros(latents: Sequence[Latent]) -> Centre:
     )
 
 
-def joint_family(model: Bound, latents: Sequence[Latent], distribution: str, start: Any, kind: str, names: Any = None) -> Family:
+def joint_family(
+    model: Bound, latents: Sequence[Latent], distribution: str, start: Any, kind: str, names: Any = None
+) -> Family:
     """A family that draws all its latent variables as one vector."""
     refuse_branches(latents, kind)
     statements = joint_text(distribution, latents, model)

@@ -147,7 +147,9 @@ def _climb(log_density: Any, start: Any) -> tuple[Any, Any, Any]:
 def _factor(hessian: np.ndarray, decrement: float, latents: Sequence[Latent]) -> np.ndarray:
     """The triangular factor of the inverse of the negative Hessian."""
     if not np.all(np.isfinite(hessian)) or not np.isfinite(decrement):
-        raise errors.FamilyError("no mode was found: the log density is not finite where the search went. Start elsewhere, with at=.")
+        raise errors.FamilyError(
+            "no mode was found: the log density is not finite where the search went. Start elsewhere, with at=."
+        )
     curvature, directions = np.linalg.eigh(-(hessian + hessian.T) / 2)
     flat = curvature <= 1e-7 * max(curvature[-1], 1e-30)
     if np.any(flat) or decrement > _DECREMENT:

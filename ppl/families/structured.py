@@ -134,11 +134,17 @@ def _links(graph: DependenceGraph, latents: Sequence[Latent]) -> dict[Address, l
             leading = same_loop and b_before and not a_before
             if lagging or (not leading and place[a] < place[b]):
                 links[b].setdefault(_Link(latents[place[a]], lagging))
-    return {address: sorted(found, key=lambda link: (link.before, place[link.other.address])) for address, found in links.items()}
+    return {
+        address: sorted(found, key=lambda link: (link.before, place[link.other.address])) for address, found in links.items()
+    }
 
 
 def _parents(
-    graph: DependenceGraph, child: Address, into_factor: bool, latent: Mapping[Address, int], seen: frozenset[Address] = frozenset()
+    graph: DependenceGraph,
+    child: Address,
+    into_factor: bool,
+    latent: Mapping[Address, int],
+    seen: frozenset[Address] = frozenset(),
 ) -> Iterator[tuple[Address, bool]]:
     """The latent variables that reach a site, through deterministic sites too, and whether from another step of a loop."""
     kinds = {node.site.address: node.site.kind for node in graph.nodes if node.site.kind != "factor"}
