@@ -1,5 +1,8 @@
 """Families against exact posteriors, and the programs that they print."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,7 +282,7 @@ def test_mistakes_are_refused():
         mean_field(tree)
     with pytest.raises(errors.UnknownAddressError, match=r"'rot' is no latent[\s\S]*Did you mean 'root'"):
         full_rank(model, ["rot"])
-    with pytest.raises(errors.FamilyError, match="'x', 'z' have no family|'z', 'x' have no family"):
+    with pytest.raises(errors.FamilyError, match="'z', 'x' have no family"):
         by_address(model, {"root": mean_field})
     with pytest.raises(errors.FamilyError, match="'root' has two families"):
         by_address(model, {"root": mean_field, ("root", "z"): full_rank}, mean_field)
@@ -295,5 +298,19 @@ def test_mistakes_are_refused():
     circle = ppl.program(lambda: ppl.sample("w", dist.ImproperUniform(dist.constraints.sphere, (), (3,))))
     with pytest.raises(errors.FamilyError, match="no bijection goes from the reals to the support of 'w'"):
         mean_field(circle())
-    with pytest.raises(errors.FamilyError, match="'constrained'|\"constrained\""):
+    with pytest.raises(errors.FamilyError, match="got 'log'"):
         families.delta(regression(), space="log")
+
+
+def test_documentation_runs():
+    """The blocks of docs/families.md, and the program that it quotes."""
+    text = (Path(__file__).parents[1] / "docs" / "families.md").read_text()
+    blocks = re.findall(r"```(python|text)\n(.*?)```", text, re.S)
+    namespace = {"__name__": "families"}
+    for language, block in blocks:
+        if language == "python":
+            exec(block.replace("print(family)\n", ""), namespace)
+    quoted = next(block for language, block in blocks if language == "text")
+    assert quoted == str(namespace["family"])
+    assert np.isfinite(namespace["value"])
+    np.testing.assert_allclose(np.exp(namespace["fit"].params["log_scale"]), [0.08, 0.16], atol=0.04)

@@ -5,9 +5,9 @@ from ppl.families.by_address import by_address, run
 from ppl.families.family import Family
 from ppl.families.flows import autoregressive_flow, coupling_flow, flow
 from ppl.families.gaussian import block, full_rank, low_rank, mean_field, scale_tril
+from ppl.families.joint import joint
 from ppl.families.point import delta, laplace
 from ppl.families.structured import linear, structured
-from ppl.families.joint import joint
 
 __all__ = [
     "Family",

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors
-
 from ppl.families.family import Family, shapes
 from ppl.families.latents import latents_of
 from ppl.families.start import Centre
@@ -146,7 +145,7 @@ def _part(model: Bound, label: str, group: tuple[str, ...], choice: Choice) -> F
         return _Own(model, latents, [], {name: program}, lambda key, centre: params, name, shapes(params))
     if isinstance(choice, Program | Bound | Family) or not callable(choice):
         raise errors.FamilyError(
-            f"the choice for {label!r} is {choice!r}; it is a constructor such as ppl.families.mean_field, or a pair of a program "
-            "of your own and its initial parameters."
+            f"the choice for {label!r} is {choice!r}; it is a constructor such as ppl.families.mean_field, or a pair of a "
+            "program of your own and its initial parameters."
         )
     return choice(model, addresses=list(group))

@@ -24,8 +24,8 @@ from ppl.program import Bound, Program
 class Family:
     """A variational family: a function from parameters to a bound program with the model's latent variables.
 
-    The program is the one that `source()` (and `print(family)`) shows, which can be pasted and edited. It is made once, from the
-    text, so that what is shown is what runs.
+    The program is the one that `source()` (and `print(family)`) shows, which can be pasted and edited. It is made of that text,
+    so that what is shown is what runs.
 
     Attributes:
         model: the bound program it was generated from.

@@ -164,7 +164,7 @@ def _make(key: Any, kind: str, dimension: int, layers: int, width: int, knots: i
     if kind not in make:
         raise errors.FamilyError(f'the kind of a flow is "{COUPLING}" or "{AUTOREGRESSIVE}", got {kind!r}.')
     spline = bijections.RationalQuadraticSpline(knots=knots, interval=4)
-    base = distributions.StandardNormal((dimension,))
+    base: Any = distributions.StandardNormal((dimension,))  # type: ignore[call-arg]
     made = make[kind](key, base_dist=base, transformer=spline, flow_layers=layers, nn_width=width, invert=False)
     return made.bijection
 
@@ -189,7 +189,7 @@ def _taken_apart(bijection: Any) -> tuple[list[Any], Any, list[str], Any]:
 
 
 def initial_weights(key: Any, *options: Any) -> dict[str, Any]:
-    """The weights of a flow that is the identity, nearly: those of the last layers, which the splines are made of, are small."""
+    """The weights of a flow that is nearly the identity: those of the last layers, which make the splines, are small."""
     weights, _, names, _ = _taken_apart(_make(key, *options))
     last = max((name.split("layers[")[1].split("]")[0] for name in names), key=int)
     small = f"layers[{last}]"

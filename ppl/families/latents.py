@@ -26,8 +26,8 @@ class Latent:
 
     `shape` is that of its values in a trace and `free` that of its unconstrained values. `support` is None where it moves with
     the values of other variables: only a run of the model knows it. `axes` are what its values are stacked along, outermost
-    first, each with its length. `branch` says that it stands in a branch of a `cond`. `event_dim` is how many trailing axes of the
-    unconstrained value are one draw.
+    first, each with its length. `branch` says that it stands in a branch of a `cond`. `event_dim` is how many trailing axes of
+    the unconstrained value are one draw.
     """
 
     address: Address

@@ -26,8 +26,8 @@ def structured(model: Bound, addresses: Sequence[str] | None = None) -> Family:
 
     Variables are drawn in program order. Each one's mean is linear in the unconstrained values of those before it that are its
     parents in the model, or that it meets in a distribution, an observation or a factor (these depend on one another given the
-    data). Variables that share plates or loops are linked element by element, and a loop is drawn as a loop, each step given the
-    step before (after, where it runs backwards): parameters grow linearly with the data. Elements of one variable are
+    data). Variables that share plates or loops are linked element by element, and a loop is drawn as a loop, each step given
+    the step before (after, where it runs backwards): parameters grow linearly with the data. Elements of one variable are
     independent given the others, but for those of one draw (the event dimensions), which have any covariance.
 
     This holds the posterior of a linear Gaussian model whose latent variables form a chain or a tree; of others, whatever

@@ -45,7 +45,7 @@ def constraint_text(latent: Latent) -> str:
         if type(support) is getattr(dist.constraints, name, None):
             bounds = [getattr(support, bound) for bound in ("lower_bound", "upper_bound") if hasattr(support, bound)]
             return f"dist.constraints.{name}({', '.join(map(array_text, bounds))})"
-    for index, name in _constants().items():
+    for name in _constants().values():
         if type(support).__name__.strip("_").lower() == name.replace("_", "") and not jax.tree.leaves(support):
             return f"dist.constraints.{name}"
     return f"ppl.trace_shapes(model)[{quoted(latent.name)}].support"
