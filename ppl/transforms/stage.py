@@ -76,8 +76,8 @@ class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
     `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds, `subsampled` that a
-    plate around it with a `size` multiplies its cost, by `scale` in all. `operands` are the site's in one lane: numbers where they
-    are literals or made of one, otherwise `unknown` of their shape.
+    plate around it with a `size` multiplies its cost, by `scale` in all. `operands` are the site's in one lane: numbers where
+    they are literals or made of one, otherwise `unknown` of their shape.
     """
 
     site: Site
