@@ -177,7 +177,7 @@ def test_variables_in_branches_count_where_they_are():
     with pytest.raises(errors.FamilyError, match="'b' stands in a branch of a cond, and counts only where"):
         full_rank(model())
     with pytest.raises(errors.FamilyError, match="depends on 'x', which another family draws"):
-        by_address(model(), {"x": mean_field}, mean_field).init(KEY)
+        by_address(model(), {"x": mean_field}, mean_field)
 
 
 def test_joint_statements():
