@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, objectives, testing
+from ppl import distributions, errors, estimators, families, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.bridges.mcmc import Draws, nuts
 from ppl.bridges.to_numpyro import to_numpyro
@@ -41,6 +41,7 @@ __all__ = [
     "estimators",
     "expectation",
     "factor",
+    "families",
     "from_numpyro",
     "gradient_variance",
     "log_density",

@@ -96,3 +96,7 @@ class BiasError(PPLError, AssertionError):
 
 class NoExactValueError(PPLError):
     """The exact value of an objective can be found neither by enumeration nor by quadrature."""
+
+
+class FamilyError(PPLError):
+    """A variational family cannot be made of a model in the way that was asked for."""
