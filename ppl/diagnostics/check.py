@@ -75,7 +75,8 @@ class Check:
         trusted = self.k_hat <= self.k_hat_limit
         doubt = "" if trusted else "  not reliable: see k-hat"
         lost = max(0.0, self.log_evidence.value - self.elbo.value)
-        rows = [("ELBO", self.elbo, f"lower bound; the family loses about {lost:.2g} nats" if trusted else "lower bound")]
+        loss = f"; the family loses about {lost:.2g} nats" if trusted else ""
+        rows: list[tuple[str, Any, str]] = [("ELBO", self.elbo, f"lower bound{loss}")]
         if not math.isnan(self.k_hat):
             share = self.effective_sample_size / self.draws
             below = "below" if trusted else "ABOVE"
@@ -197,8 +198,9 @@ def _of_weights(drawn: Draws) -> tuple[dict[str, Any], list[Finding]]:
                 "",
                 f"k-hat is {k_hat:.2f}: the family is narrower than the posterior, or misses a part of it. Few draws carry the "
                 f"weight (the largest has {weights.max():.0%}).",
-                "Do not use its intervals as they are, nor the evidence and upper bound above, which are likely too low. Try a richer "
-                "family (full rank, a flow), another parametrization of the model (noncentered), or NUTS from fit.initial_values.",
+                "Do not use its intervals as they are, nor the evidence and upper bound above, which are likely too low. Try a "
+                "richer family (full rank, a flow), another parametrization of the model (noncentered), or NUTS from "
+                "fit.initial_values.",
             )
         )
     elif k_hat > 0.5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import NamedTuple
 
 WARNING, NOTE = "warning", "note"
@@ -26,7 +27,15 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         at = f" {self.address}:" if self.address else ""
-        return f"{self.severity}:{at} {self.message}\n  {self.advice}"
+        return "\n".join(_fill(line, indent) for line, indent in _lines(f"{self.severity}:{at} {self.message}", self.advice))
+
+
+def _lines(message: str, advice: str) -> list[tuple[str, str]]:
+    return [*((line, "") for line in message.splitlines()), *((line, "  ") for line in advice.splitlines())]
+
+
+def _fill(line: str, indent: str) -> str:
+    return textwrap.fill(line, 100, initial_indent=indent, subsequent_indent="  ", break_long_words=False)
 
 
 __all__ = ["NOTE", "WARNING", "Finding"]

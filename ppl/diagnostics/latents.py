@@ -87,9 +87,9 @@ def _point(address: Address, values: np.ndarray, prior: np.ndarray | None) -> It
             WARNING,
             show(address),
             f"the family's scale is at its floor{_which(narrow)}: it is a point, less than {POINT:g} of the prior's width.",
-            "Unless the data are that informative, the objective drives it there: see that it has the family's entropy (- log q), "
-            "that the density is bounded (a scale of the model that can reach zero is not), and that the learning rate is not "
-            "too large.",
+            "Unless the data are that informative, the objective drives it there: see that it has the family's entropy "
+            "(- log q), that the model's density is bounded (where a scale can reach zero it is not), and that the learning "
+            "rate is not too large.",
         )
 
 
@@ -111,9 +111,9 @@ def _edge(located: Located, values: np.ndarray, prior: np.ndarray | None) -> Ite
                 "support",
                 WARNING,
                 located.site.name,
-                f"{np.max(at):.0%} of the draws{_which(at > 0.01)} pile up at the bound {float(np.ravel(bound)[0]):g} of the support.",
-                "The posterior wants to be at the edge, or the family has run off: look at the draws (plot_densities), write the model "
-                "in another parametrization (noncentered), or give the prior less mass there.",
+                f"{np.max(at):.0%} of the draws{_which(at > 0.01)} pile up at the bound {float(np.ravel(bound)[0]):g}.",
+                "The posterior wants to be at the edge, or the family has run off: look at the draws (plot_densities), write "
+                "the model in another parametrization (noncentered), or give the prior less mass there.",
             )
 
 
@@ -140,8 +140,8 @@ def inactive(model: Bound, family: Bound, key: Any, n: int) -> list[Finding]:
                     f"(within {INACTIVE} nats): nothing was learned about it.",
                     "A collapsed unit: warm up the weight of the divergence, weaken the decoder, or use fewer units."
                     if per_datum
-                    else "Either the data hold no information about it, or the model does not use it, or training has not begun to "
-                    "move it.",
+                    else "Either the data hold no information about it, or the model does not use it, or training has not "
+                    "begun to move it.",
                 )
             )
     return found
@@ -152,7 +152,9 @@ def _divergences(model: Bound, family: Bound) -> Callable[..., Mapping[str, Any]
     def one() -> dict[str, Any]:
         trace, _ = simulate(family)
         p, q = pointwise(model, trace, split=True), pointwise(family, trace, split=True)
-        return {show(address): (_common(q[address], p[address])) ** 2 / 2 for address in latents(model) if address in {*p} & {*q}}
+        return {
+            show(address): (_common(q[address], p[address])) ** 2 / 2 for address in latents(model) if address in {*p} & {*q}
+        }
 
     return mapped(seed(one))
 

@@ -25,9 +25,9 @@ def why_not(model: Bound, family: Bound) -> Finding | None:
                     NOTE,
                     item.site.name,
                     f"the {name} sees a minibatch: its plate {plate!r} stands for more data than it holds. The ELBO is an "
-                    "unbiased estimate for all data; weights of a minibatch are not weights of the posterior, so that there are "
-                    "no k-hat, evidence and upper bound.",
-                    f"For these, pass programs bound to all data, without a plate's size (model=..., family=...).\n  {item.site.where}",
+                    "unbiased estimate for all data; weights of a minibatch are not weights of the posterior, so that there "
+                    "are no k-hat, evidence and upper bound.",
+                    f"For these, pass programs bound to all data (model=..., family=...).\n{item.site.where}",
                 )
     fixed = points(family)
     if fixed:
@@ -41,7 +41,9 @@ def why_not(model: Bound, family: Bound) -> Finding | None:
     try:
         Expectation(lambda: jnp.exp(_log_weight(model, family)))._stage((), {})
     except errors.DensityKindError as error:
-        return Finding("density", NOTE, "", "there are no importance weights, and so no k-hat, evidence and upper bound.", str(error))
+        return Finding(
+            "density", NOTE, "", "there are no importance weights, and so no k-hat, evidence and upper bound.", str(error)
+        )
     return None
 
 

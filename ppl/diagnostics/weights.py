@@ -1,4 +1,4 @@
-"""Importance weights of a fitted family: how heavy their tail is, what they estimate, and draws corrected by them."""
+"""Importance weights of a fitted family: how heavy their tail is, and what they estimate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import warnings
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors
@@ -26,7 +24,7 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         if not math.isfinite(self.standard_error):
             return f"{self.value:.4g}"
-        digits = 2 if self.standard_error == 0 else min(8, max(0, 1 - math.floor(math.log10(self.standard_error))))
+        digits = 4 if self.standard_error == 0 else min(4, max(0, 1 - math.floor(math.log10(self.standard_error))))
         return f"{self.value:.{digits}f} +- {self.standard_error:.{digits}f}"
 
 
@@ -68,7 +66,7 @@ def smooth(log_weights: np.ndarray) -> Smoothed:
 
 
 def reliable_k_hat(n: int) -> float:
-    """The largest `k_hat` at which estimates from `n` weights can be trusted: `min(1 - 1 / log10(n), 0.7)` (Vehtari et al. 2024)."""
+    """The largest `k_hat` at which `n` weights can be trusted: `min(1 - 1 / log10(n), 0.7)` (Vehtari et al. 2024)."""
     return min(1 - 1 / math.log10(n), 0.7)
 
 
@@ -109,32 +107,13 @@ def finite(draws: Draws) -> np.ndarray:
     if bad.any():
         raise errors.FitError(
             f"{bad.sum()} of {len(bad)} draws of the family have a log density that is no number "
-            f"(the first: model {draws.log_p[bad][0]}, family {draws.log_q[bad][0]}). Look for a scale that reaches zero, a value "
-            "that leaves its support, or a density that overflows; float64 may help (jax.config.update('jax_enable_x64', True))."
+            f"(the first: model {draws.log_p[bad][0]}, family {draws.log_q[bad][0]}). Look for a scale that reaches zero, a "
+            "value that leaves its support, or a density that overflows; float64 may help "
+            "(jax.config.update('jax_enable_x64', True))."
         )
     if np.all(log_w == -np.inf):
         raise errors.FitError("every draw of the family has density zero under the model: the two do not overlap.")
     return log_w
-
-
-def resample(draws: Draws, key: Any, n: int) -> Any:
-    """Draws with replacement, with probabilities proportional to the Pareto-smoothed weights (Rubin 1988).
-
-    Warns with `errors.UnreliableWarning` where the tail of the weights is too heavy to trust them.
-    """
-    log_w = finite(draws)
-    weights, k_hat = smooth(log_w)
-    limit = reliable_k_hat(len(log_w))
-    if k_hat > limit:
-        warnings.warn(
-            f"the weights have k-hat {k_hat:.2f}, above {limit:.2f}: the family is too far from the posterior for importance "
-            "weights to correct it, and resampled draws still have its errors. Fit a richer family, or run MCMC from "
-            "fit.initial_values.",
-            errors.UnreliableWarning,
-            stacklevel=3,
-        )
-    chosen = jax.random.choice(key, len(weights), (n,), p=jnp.asarray(weights))
-    return jax.tree.map(lambda x: x[chosen], draws.trace)
 
 
 __all__ = [
@@ -146,7 +125,6 @@ __all__ = [
     "log_mean",
     "mean",
     "reliable_k_hat",
-    "resample",
     "smooth",
     "upper_bound",
 ]

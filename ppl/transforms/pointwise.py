@@ -1,4 +1,4 @@
-"""`pointwise`: the log density of a trace, element by element and site by site."""
+"""`pointwise`: the log density of a trace, element by element and site by site, and the observations that are in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ppl.address import flatten
 from ppl.densities import elementwise
 from ppl.estimated import Estimated
 from ppl.site import OBSERVED, SAMPLE, Address, Operands, Site, feasible, lanes
@@ -15,7 +16,6 @@ from ppl.transforms.interpret import Record, run_staged
 from ppl.transforms.log_density import LogDensity, check_trace
 from ppl.transforms.modify import Program, prepare
 from ppl.transforms.stage import Located
-from ppl.address import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +59,37 @@ class Pointwise(LogDensity):
         return None
 
 
+@dataclasses.dataclass(frozen=True)
+class Observations(Pointwise):
+    """The observed values."""
+
+    def records(self, located: Located) -> bool:
+        return located.site.kind == OBSERVED and located.site.address not in self.branches
+
+    def site(self, site: Site, leaves: Sequence[Any], given: dict[Any, Any], key: Any) -> tuple[Any, Any, Any]:
+        value, _, _ = LogDensity.site(self, site, leaves, given, key)
+        return value, value if site.kind == OBSERVED else None, None
+
+
 def pointwise(program: Program, trace: Any, *, split: bool = False) -> dict[Address, Any]:
     """Log densities by address of the latent and observed sites, in nats: plates first, then the distribution's batch shape.
 
     Sites in branches of a `cond`, and densities that are integrals, are left out.
     """
+    return _run(program, trace, Pointwise(split))
+
+
+def observations(program: Program, trace: Any) -> dict[Address, Any]:
+    """The values of the observed sites by address, without those that `pointwise` leaves out."""
+    return _run(program, trace, Observations())
+
+
+def _run(program: Program, trace: Any, rule: Pointwise) -> dict[Address, Any]:
     prepared = prepare(program)
     values = check_trace(prepared, flatten(trace))
     branches = frozenset(item.site.address for item in prepared.table if item.exclusive)
-    _, record = run_staged(prepared.staged, prepared.rule(Pointwise(split, branches)), prepared.inputs(trace=values))
-    return record.values
+    rule = dataclasses.replace(rule, branches=branches)
+    return run_staged(prepared.staged, prepared.rule(rule), prepared.inputs(trace=values))[1].values
 
 
-__all__ = ["pointwise"]
+__all__ = ["observations", "pointwise"]
