@@ -15,6 +15,7 @@ from ppl.diagnostics.draws import Draws, weighted
 from ppl.diagnostics.findings import NOTE, WARNING, Finding
 from ppl.diagnostics.weighable import why_not
 from ppl.diagnostics.weights import (
+    FEWEST,
     Estimate,
     effective_sample_size,
     finite,
@@ -38,7 +39,7 @@ class Check:
         elbo: the lower bound `E_q[log w]` of the log evidence, in nats.
         log_evidence: `log mean w`, with the delta method's standard error.
         eubo: the upper bound `E_p[log w]`, from self-normalized weights.
-        cubo: the upper bound `log(E_q[w^2]) / 2` (Dieng et al. 2017), looser, and noisier.
+        cubo: the upper bound `log(E_q[w^2]) / 2` (Dieng et al. 2017), which takes a lighter tail (`k_hat` below 1/2).
         k_hat: shape of the weights' tail; minus infinity where they have none.
         k_hat_limit: what it should be below, for this many draws.
         effective_sample_size: of the weights.
@@ -137,6 +138,8 @@ def check(
         >>> report.ok, bool(report.k_hat > 0.7), report.findings[0].about
         (False, True, 'weights')
     """
+    if draws < FEWEST:
+        raise errors.FitError(f"a check needs at least {FEWEST} draws, got {draws}")
     draw_key, prior_key, unit_key, gradient_key = jax.random.split(key, 4)
     found: list[Finding] = list(latents.uncovered(model, family))
     numbers: dict[str, Any] = {}
@@ -154,7 +157,7 @@ def check(
             numbers["elbo"] = mean(drawn.log_weights)
     if not latents.points(family):
         found += latents.of_draws(model, family, prior_key, drawn.trace)
-        found += latents.inactive(model, family, unit_key, min(draws, 256))
+        found += latents.inactive(model, family, unit_key, drawn.trace)
     if history is not None:
         found += convergence.of_history(history)
     if objective is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,10 +42,15 @@ def repeat(function: Callable[..., Any], key: Any, n: int, *inputs: Any) -> Any:
 def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of one draw, compiled for a stack of them that are computed in batches."""
 
-    def one(xs: Any) -> Any:
-        return function(*xs)
+    def all_of(*xs: Any) -> Any:
+        n = len(xs[0])
+        if n <= BATCH:
+            return jax.vmap(function)(*xs)
+        # Batches of one size where that is possible: what is left over would be compiled a second time.
+        size = math.ceil(n / math.ceil(n / BATCH))
+        return jax.lax.map(lambda xs: function(*xs), xs, batch_size=size)
 
-    return jax.jit(lambda *xs: jax.lax.map(one, xs, batch_size=BATCH) if len(xs[0]) > BATCH else jax.vmap(function)(*xs))
+    return jax.jit(all_of)
 
 
 # Programs hash by identity. The last few keep what was compiled for them, so that asking again compiles nothing.
