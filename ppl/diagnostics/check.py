@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from ppl import errors
 from ppl.diagnostics import convergence, latents
+from ppl.diagnostics.corrections import corrections
 from ppl.diagnostics.draws import Draws, weighted
 from ppl.diagnostics.findings import NOTE, WARNING, Finding
 from ppl.diagnostics.weighable import why_not
@@ -26,6 +28,8 @@ from ppl.diagnostics.weights import (
     upper_bound,
 )
 from ppl.program import Bound
+from ppl.site import Address
+from ppl.transforms import compare
 
 NOT_KNOWN = Estimate(math.nan, math.nan)
 
@@ -147,7 +151,7 @@ def check(
     reason = why_not(model, family)
     if reason is None:
         try:
-            numbers, more = _of_weights(drawn)
+            numbers, more = _of_weights(drawn, compare.latents(model))
         except errors.FitError as error:
             more = [Finding("density", WARNING, "", str(error), "Nothing else can be said before that is mended.")]
         found = more + found
@@ -167,7 +171,7 @@ def check(
     return Check(draws=draws, findings=tuple(found), **numbers)
 
 
-def _of_weights(drawn: Draws) -> tuple[dict[str, Any], list[Finding]]:
+def _of_weights(drawn: Draws, addresses: Iterable[Address]) -> tuple[dict[str, Any], list[Finding]]:
     log_w = finite(drawn)
     weights, k_hat = smooth(log_w)
     limit = reliable_k_hat(len(log_w))
@@ -206,16 +210,8 @@ def _of_weights(drawn: Draws) -> tuple[dict[str, Any], list[Finding]]:
                 "fit.initial_values.",
             )
         )
-    elif k_hat > 0.5:
-        found.append(
-            Finding(
-                "weights",
-                NOTE,
-                "",
-                f"k-hat is {k_hat:.2f}: the family is off, and not too far for weights to correct it.",
-                "Use fit.resample in place of fit.sample.",
-            )
-        )
+    else:
+        found += corrections(drawn.trace, addresses, weights)
     return numbers, found
 
 
