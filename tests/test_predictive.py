@@ -80,7 +80,7 @@ def agree(draws, mean, sd):
 
 
 def test_posterior_predictive():
-    """Latents are the family's, in plates, loops and nested programs; observed sites are drawn anew, given these and one another."""
+    """Latents are the family's, in plates, loops and nested programs; observed sites are drawn anew, given all else."""
     draws = FIT.predictive(KEY, N)
     assert jax.tree.map(lambda x: x.shape[1:], draws) == {
         "slope": (), "treatment": (), "double": (), "coin": {"heads": ()}, "y": (3,), "state": (2,), "seen": (2,)

@@ -38,13 +38,13 @@ def corrections(trace: Any, addresses: Iterable[Address], weights: np.ndarray) -
         badness = np.maximum(shift / max(SHIFT, 4 * error), ratio / max(math.log(RATIO), 4 * error))
         worst = np.unravel_index(int(np.argmax(badness)), badness.shape)
         if badness[worst] > 1:
-            name = show(address) + (f"[{', '.join(map(str, worst))}]" if worst else "")
+            at = f" at [{', '.join(map(str, worst))}]" if worst else ""
             yield Finding(
                 "weights",
                 WARNING,
                 show(address),
-                f"{name} has mean {mean[worst]:.3g} and standard deviation {sd[worst]:.3g} in the family; "
-                f"with importance weights, {right[worst]:.3g} and {spread[worst]:.3g}.",
+                f"the family has mean {mean[worst]:.3g} and standard deviation {sd[worst]:.3g}{at}; importance "
+                f"weights make that {right[worst]:.3g} and {spread[worst]:.3g}.",
                 "Use fit.resample in place of fit.sample, or a richer family.",
             )
 
