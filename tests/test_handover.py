@@ -108,8 +108,8 @@ def test_resampled_draws_are_the_posterior():
     draws = np.asarray(FIT.resample(KEY, 4000, particles=PARTICLES)["part"]["mean"], float)
     assert abs(draws.mean() - POSTERIOR[0]) < 5 * POSTERIOR[1] / 4000**0.5
     assert abs(draws.std() / POSTERIOR[1] - 1) < 5 / (2 * 4000) ** 0.5
-    one, other = (ppl.program(lambda sd: ppl.sample("x", dist.Normal(0.0, sd))) for _ in range(2))
-    narrow = ppl.Fit(0.2, np.zeros(0), None, model=one(1.0), family=other)
+    program = ppl.program(lambda sd: ppl.sample("x", dist.Normal(jnp.zeros(10), sd)))
+    narrow = ppl.Fit(0.2, np.zeros(0), None, model=program(1.0), family=program)
     with pytest.warns(ppl.errors.UnreliableWarning, match="too far from the posterior"):
         narrow.resample(KEY, 100, particles=1000)
 

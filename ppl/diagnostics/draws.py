@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors
@@ -33,24 +33,27 @@ class Draws(NamedTuple):
 
 
 def repeat(function: Callable[..., Any], key: Any, n: int, *inputs: Any) -> Any:
-    """`function(key, *inputs)` for `n` independent keys and the elements of `inputs`, stacked; `function` is compiled."""
+    """`function(key, *inputs)` for `n` independent keys and the elements of `inputs`, stacked; `function` is `mapped`.
+
+    More than a batch is computed in batches of one size, so that no other number of draws compiles anything.
+    """
     if n < 1:
         raise errors.FitError(f"it takes at least one draw, got n={n}")
-    return function(jax.random.split(key, n), *inputs)
+    keys = jax.random.split(key, n)
+    if n <= BATCH:
+        return function(keys, *inputs)
+    inputs = jax.tree.map(np.asarray, inputs)
+    parts = []
+    for start in range(0, n, BATCH):
+        at = np.minimum(np.arange(start, start + BATCH), n - 1)
+        part = function(keys[at], *jax.tree.map(lambda x: x[at], inputs))  # noqa: B023 (used at once)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[: n - start], part))  # noqa: B023
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *parts)
 
 
 def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one draw, compiled for a stack of them that are computed in batches."""
-
-    def all_of(*xs: Any) -> Any:
-        n = len(xs[0])
-        if n <= BATCH:
-            return jax.vmap(function)(*xs)
-        # Batches of one size where that is possible: what is left over would be compiled a second time.
-        size = math.ceil(n / math.ceil(n / BATCH))
-        return jax.lax.map(lambda xs: function(*xs), xs, batch_size=size)
-
-    return jax.jit(all_of)
+    """A function of one draw, compiled for a stack of them."""
+    return jax.jit(jax.vmap(function))
 
 
 # Programs hash by identity. The last few keep what was compiled for them, so that asking again compiles nothing.
