@@ -8,6 +8,7 @@ from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import maximize, minimize
+from ppl.load import load
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
 from ppl.samples import Samples
@@ -43,6 +44,7 @@ __all__ = [
     "factor",
     "from_numpyro",
     "gradient_variance",
+    "load",
     "log_density",
     "marginal",
     "maximize",

@@ -82,6 +82,18 @@ class MarginalError(PPLError):
     """The variables to integrate cannot be integrated in the way that was asked for."""
 
 
+class FitError(PPLError):
+    """Something is asked of a fit that it was not told enough for, or that its family cannot give."""
+
+
+class SavedFileError(PPLError):
+    """A file is no saved fit, is damaged, or does not have the structure that is asked for."""
+
+
+class UnreliableWarning(UserWarning):
+    """A number or a draw is handed out that should not be trusted."""
+
+
 class MissingParameterError(PPLError):
     """A NumPyro `param` statement got no value."""
 

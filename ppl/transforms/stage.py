@@ -128,7 +128,7 @@ def _walk(jaxpr: Jaxpr, uniform: dict[Any, Any]) -> Iterator[Located]:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
             operands = tuple(_one_lane(site, i, atom, uniform) for i, atom in enumerate(eqn.invars))
-            yield Located(site, axes=axes, subsampled=any(_has_size(p.axis) for p in site.plates), operands=operands)
+            yield Located(site, axes=axes, subsampled=any(_subsamples(p.axis, p.size) for p in site.plates), operands=operands)
         elif eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
             atom = eqn.invars[0]
             if isinstance(atom, Literal):
@@ -152,8 +152,8 @@ def _one_lane(site: Site, operand: int, atom: Any, uniform: dict[Any, Any]) -> A
     return np.full(shape, uniform[atom], atom.aval.dtype) if atom in uniform else unknown(shape, atom.aval.dtype)
 
 
-def _has_size(axis: PlateAxis | None) -> bool:
-    return axis is not None and axis.total is not None
+def _subsamples(axis: PlateAxis | None, size: int) -> bool:
+    return axis is not None and axis.total not in (None, size)
 
 
 def plate_name(axis: PlateAxis | None) -> str:
@@ -169,7 +169,7 @@ def _inside(eqn: Any, branch: int, located: Located) -> Located:
         return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
     if eqn.primitive is lanes_p:
         axis = eqn.params["axis"]
-        subsampled = located.subsampled or _has_size(axis)
+        subsampled = located.subsampled or _subsamples(axis, eqn.params["size"])
         located = dataclasses.replace(located, subsampled=subsampled)
         return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(plate_name(axis), *axes))
     if eqn.primitive is jp.while_p:
