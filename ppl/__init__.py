@@ -11,6 +11,7 @@ from ppl.inference.optimize import maximize, minimize
 from ppl.load import load
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
+from ppl.reports.report import report
 from ppl.samples import Samples
 from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
@@ -57,6 +58,7 @@ __all__ = [
     "plate",
     "program",
     "render",
+    "report",
     "sample",
     "seed",
     "simulate",
