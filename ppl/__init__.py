@@ -5,6 +5,7 @@ from ppl.bridges.from_numpyro import from_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
+from ppl.inference.minibatches import Minibatches, Stream
 from ppl.inference.optimize import maximize, minimize
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -27,8 +28,10 @@ __all__ = [
     "Expectation",
     "Fit",
     "GradientVariance",
+    "Minibatches",
     "Program",
     "SiteDescription",
+    "Stream",
     "check_family",
     "deterministic",
     "distributions",

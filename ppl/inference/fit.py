@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
@@ -14,20 +12,29 @@ class Fit:
 
     Attributes:
         params: the parameters, in the structure they came in.
-        history: the estimate of the objective at each step, shape `(steps,)`.
+        history: the estimate of the objective at each step, an array of shape `(steps,)`.
         optimizer_state: optax's, to go on from.
         estimator_state: the moving averages of baselines, by site.
         model: the model that was fitted, a bound program or a function from parameters to one; None if not told.
         family: the variational family, a function from parameters to a bound program; None if not told.
+        state: all that the run goes on from, by `maximize(..., state=fit.state)`.
+        stopped: why it ended: "steps", "plateau" or "callback".
+
+    Of several objectives, `history`, `optimizer_state` and `estimator_state` are dicts by their names.
     """
 
     params: Any
-    history: np.ndarray
+    history: Any
     optimizer_state: Any
     estimator_state: Any = dataclasses.field(default_factory=dict)
     model: Any = None
     family: Any = None
+    state: Any = None
+    stopped: str = "steps"
 
     def __repr__(self) -> str:
-        tail = self.history[-max(1, len(self.history) // 10) :]
-        return f"Fit(steps={len(self.history)}, objective={tail.mean():.4f} (mean of the last {len(tail)} steps))"
+        histories = self.history if isinstance(self.history, dict) else {"objective": self.history}
+        steps = min(len(history) for history in histories.values())
+        tail = max(1, steps // 10)
+        means = ", ".join(f"{name}={history[-tail:].mean():.4f}" for name, history in histories.items() if steps)
+        return f"Fit(steps={steps}, {means} (mean of the last {min(tail, steps)} steps))"
