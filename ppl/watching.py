@@ -77,9 +77,12 @@ def watched_cost(cost: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def watched_draw(site: Site, leaves: Sequence[Any], value: Any) -> Any:
-    """The value, which reports where it is not finite."""
+    """The value, which reports where it, or a derivative that comes back to it, is not finite."""
     reports = _reports.get()
-    return value if reports is None else _probe(reports, "draw", site, value, value, _parameters(site, leaves))
+    if reports is None:
+        return value
+    parameters = _parameters(site, leaves)
+    return _probe(reports, "derivative", site, _probe(reports, "draw", site, value, value, parameters), value, parameters)
 
 
 def _parameters(site: Site, leaves: Sequence[Any]) -> dict[str, Any]:

@@ -36,5 +36,7 @@ class Fit:
         histories = self.history if isinstance(self.history, dict) else {"objective": self.history}
         steps = min(len(history) for history in histories.values())
         tail = max(1, steps // 10)
-        means = ", ".join(f"{name}={history[-tail:].mean():.4f}" for name, history in histories.items() if steps)
+        if not steps:
+            return "Fit(steps=0)"
+        means = ", ".join(f"{name}={history[-tail:].mean():.4f}" for name, history in histories.items())
         return f"Fit(steps={steps}, {means} (mean of the last {min(tail, steps)} steps))"

@@ -129,20 +129,7 @@ def _first_bad(loop: Any, carry: State, taken: int, inputs: Any) -> tuple[int, S
 
 
 def _error(problem: Problem, fit_of: Any, state: State, offset: int, inputs: Any) -> errors.NonFiniteError:
-    found = diagnose(problem.task, problem.objectives, state, offset, inputs)
-    step, report = int(state.step), found.report
-    lines = [f"the objective {found.name!r} was {found.value:g} at step {step}."]
-    if found.leaves:
-        lines.append(
-            "Not finite: " + "; ".join(f"the gradient in {n}, {g}" for n, g in zip(found.leaves, found.gradients, strict=True))
-        )
-    if report is not None:
-        lines.append(report.describe())
-    if np.isfinite(found.value) and not found.leaves:
-        lines.append("Value and gradient are finite, and the update took a parameter out of the range of its dtype.")
-    lines.append(
-        "Lower the learning rate, or look for a scale that reaches zero or a value that leaves its support. The run up to here "
-        "is the error's `fit`; on_nonfinite='skip' leaves such updates out and counts them."
-    )
-    address = None if report is None else report.site.name
-    return errors.NonFiniteError("\n".join(lines), fit_of(state, "not finite"), step, address, found.leaves)
+    found = diagnose(problem.task, problem.objectives, problem.loop, state, offset, inputs, problem.user_params)
+    address = None if found.report is None else found.report.site.name
+    step = int(state.step)
+    return errors.NonFiniteError(found.describe(step), fit_of(state, "not finite"), step, address, tuple(found.gradients))

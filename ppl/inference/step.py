@@ -135,10 +135,11 @@ class Pace:
 class Loop(NamedTuple):
     """Compiled functions. `estimators(params, inputs)` starts the baselines. `advance(state, offset, count, inputs)` takes
     at most `count` steps and stops after one whose value is not finite; it gives the state, the values, how many steps it took,
-    and whether all numbers are finite."""
+    and whether all numbers are finite. `update` is one update in a step, not compiled."""
 
     estimators: Any
     advance: Any
+    update: Any
     pace: Pace
 
 
@@ -219,7 +220,7 @@ def make_loop(objectives: Sequence[Expectation], optimizers: Sequence[Any], task
         done, state, history, good = jax.lax.while_loop(keep_going, body, start)
         return state, history, done, good & all_finite(state.params)
 
-    return Loop(estimators, advance, Pace())
+    return Loop(estimators, advance, update, Pace())
 
 
 def _put(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:
