@@ -38,7 +38,9 @@ class Diagnosis:
         if self.report is not None:
             lines.append(self.report.describe())
         elif self.gradients or not np.isfinite(self.value):
-            lines.append("No site has such a number when it is drawn anew by the same key: look at the objective's own arithmetic.")
+            lines.append(
+                "No site has such a number when it is drawn anew by the same key: look at the objective's own arithmetic."
+            )
         if np.isfinite(self.value) and not self.gradients:
             lines.append("Value and gradient are finite: the update took a parameter out of the range of its dtype.")
         lines.append(
@@ -66,7 +68,9 @@ def diagnose(
     return found
 
 
-def _update(task: Task, objective: Any, index: int, name: str | None, state: State, key: Any, args: Any, params: Any) -> Diagnosis:
+def _update(
+    task: Task, objective: Any, index: int, name: str | None, state: State, key: Any, args: Any, params: Any
+) -> Diagnosis:
     def of(own: Any) -> Any:
         return params(task.with_own(state.params, name, own))
 
