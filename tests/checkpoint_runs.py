@@ -1,4 +1,7 @@
-"""A small run with everything that a state holds, in processes that are killed. Importing this makes no array, so that it may fork."""
+"""A small run with everything that a state holds, in processes that are killed.
+
+Importing this makes no array: a process may fork as long as JAX has not begun its threads.
+"""
 
 import json
 import os
@@ -46,7 +49,7 @@ def kill(path, delays):
         if not child:
             os.close(read)
             try:
-                train(path, callback=lambda fit: os.write(write, b".") and False)
+                train(path, callback=lambda fit, write=write: os.write(write, b".") and False)
             finally:
                 os._exit(0)
         os.close(write)

@@ -104,7 +104,7 @@ def test_streams_that_end_or_change_are_refused():
         run(passes(0), state=part.state)
     with pytest.raises(errors.DataError, match=r"batch 2 of pass 0 is float32\[3\], and the first one was float32\[10\]"):
         run([DATA[:10], DATA[10:20], DATA[:3]])
-    with pytest.raises(errors.DataError, match="float64|int32"):
+    with pytest.raises(errors.DataError, match="batch 1 of pass 0 is int32"):
         run([DATA[:10], np.arange(10)])
     with pytest.raises(errors.DataError, match="0 batches"):
         run([])
@@ -112,8 +112,8 @@ def test_streams_that_end_or_change_are_refused():
         run({"y": DATA})
     with pytest.raises(errors.DataError, match="no array"):
         run([["a", object()]])
+    two = ppl.Minibatches(DATA, 3), ppl.Minibatches(DATA, 3)
     with pytest.raises(errors.DataError, match="only one argument"):
-        two = ppl.Minibatches(DATA, 3), ppl.Minibatches(DATA, 3)
         ppl.minimize(error, 0.0, KEY, *two, steps=3, **STILL)
     for arrays, size in ((DATA, 104), (DATA, 0), ({"x": DATA, "y": DATA[1:]}, 3), (np.float32(1.0), 1)):
         with pytest.raises(errors.DataError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors
-from ppl.inference.checkpoint import fingerprint, shapes
+from ppl.inference.checkpoint import shapes
 from ppl.inference.constrain import Constraints
 from ppl.inference.minibatches import Minibatches, Reader, Shuffle, Stream
 from ppl.inference.state import State
-from ppl.inference.step import Inputs, Loop, Task, compiled, optimizer_program, split_arrays, strong
+from ppl.inference.step import Inputs, Loop, Task, compiled, split_arrays, strong
 from ppl.transforms.expectation import Expectation
 from ppl.transforms.partition import partition
 
@@ -49,28 +48,40 @@ class Problem:
         return self.inputs._replace(batches=batches), positions
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint must agree on."""
+        """What a checkpoint must agree on; what its numbers are is for `replays`."""
         task, state = self.task, self.state
-        args = task.user_args(self.inputs.arguments, task.some_batch(self.inputs.batches))
-        params = self.user_params(state.params)
-        objectives = [fingerprint(str(o._stage((params, *args), {}).jaxpr)) for o in self.objectives]
-        owns = [task.own(state.params, name) for name, _ in task.groups]
-        optimizers = [fingerprint(optimizer_program(o, own)) for o, own in zip(self.optimizers, owns, strict=True)]
         return {
             "groups": [list(group) for group in task.groups],
             "direction": "minimize" if task.sign > 0 else "maximize",
             "samples": task.samples,
             "constraints": repr(task.constraints),
-            "data": shapes(args),
+            "data": shapes(task.user_args(self.inputs.arguments, task.some_batch(self.inputs.batches))),
             "shuffle": repr(task.shuffle),
             "state": shapes(state.replace(history=())),
-            "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+            "key": np.asarray(_key_data(state.key)).tolist(),
             "on_nonfinite": "skip" if task.skip else "raise",
-            "objective": objectives,
-            "optimizer": optimizers,
-            "jax": jax.__version__,
-            "ppl": sys.modules["ppl"].__version__,
         }
+
+    def replays(self, state: State) -> bool:
+        """Whether a state can come from this run: whether the first eight steps give the estimates in its history.
+
+        They depend on the objective, the data, the start and the optimizer. Other machines round in other
+        ways, so they are compared up to the root of the precision of the parameters.
+        """
+        start = int(self.state.step)
+        if (count := min(8, int(state.step) - start)) < 1:
+            return True
+        inputs, positions = self.take(count)
+        count = len(positions) if self.reader is not None else count
+        carry = self.state.replace(best=(), history=())
+        _, found, _, _ = self.loop.advance(carry, np.int32(0), np.int32(count), inputs)
+        tolerance = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(self.state.params)) ** 0.5
+        for one, history in zip(found, state.history, strict=True):
+            spread = float(np.nanstd(history))
+            past = history[start : start + count]
+            if not np.allclose(np.asarray(one)[:count], past, rtol=tolerance, atol=tolerance * spread, equal_nan=True):
+                return False
+        return True
 
 
 def make_problem(
@@ -180,6 +191,10 @@ def _source(args: Sequence[Any]) -> tuple[int | None, Any, list[Any]]:
 def _at_least_single(array: Any) -> Any:
     """Averages of half precision need more of it."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _key_data(key: Any) -> Any:
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
 def _check_state(state: Any, fresh: State) -> None:

@@ -46,6 +46,8 @@ def run(
     checkpoints = None if checkpoint is None else Checkpoints(checkpoint, problem.describe())
     if checkpoints is not None:
         state = checkpoints.latest(state) or state
+        if not problem.replays(state):
+            checkpoints.refuse(int(state.step))
         if problem.reader is not None:
             problem.reader.seek(state.data)
     if (done := int(state.step)) > steps:
