@@ -54,7 +54,9 @@ def run(
         raise errors.ObjectiveError(
             f"the run has taken {done} steps already, and steps={steps}: it is counted from the run's start"
         )
-    histories = [np.concatenate([np.asarray(h), np.zeros(steps - done, h.dtype)]) for h in state.history]
+    histories = [np.zeros(steps, h.dtype) for h in state.history]
+    for whole, before in zip(histories, state.history, strict=True):
+        whole[:done] = before
     names = ["objective" if name is None else name for name, _ in task.groups]
     saved = time.monotonic()
     reason = "steps"
@@ -64,10 +66,11 @@ def run(
                 if early_stop and window and on_plateau(histories[0][:done], window, task.sign):
                     reason = "plateau"
                     break
-                count = loop.pace.count if not fixed_calls else task.capacity
-                ends = [steps, *(done - done % every + every for every in (window, checkpoint_every) if every)]
-                inputs, positions = problem.take(min(count, task.stacked or count, *(end - done for end in ends)))
-                count = len(positions) if problem.reader is not None else min(count, *(end - done for end in ends))
+                until = [every - done % every for every in (window, checkpoint_every) if every]
+                most = task.capacity if fixed_calls else loop.pace.count
+                count = min(most, task.stacked or most, steps - done, *until)
+                inputs, positions = problem.take(count)
+                count = len(positions) or count  # fewer where a stream is about to end
                 carry = state.replace(best=(), history=())
                 if loop.pace.unknown:
                     loop.advance(carry, np.int32(0), np.int32(0), inputs)  # compiles

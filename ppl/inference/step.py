@@ -21,6 +21,8 @@ from ppl.transforms.partition import combine
 from ppl.transforms.seed import site_keys
 
 CALL_SECONDS = 0.25
+"""What a compiled call is to take: long beside what Python does between calls, short for those who watch."""
+
 _AVERAGE = 3
 """The power with which weights of iterates grow in their average."""
 
@@ -257,8 +259,8 @@ def compiled(objectives: Sequence[Expectation], optimizers: Sequence[Any], param
     return found
 
 
-def optimizer_program(optimizer: Any, own: Any) -> str:
-    """The program of one update."""
+def optimizer_program(optimizer: Any, own: Any) -> Any:
+    """The program of one update, or something that equals nothing else where it cannot be had outside of the loop."""
 
     def update(grads: Any, memory: Any, params: Any) -> Any:
         def value(params: Any) -> Any:
@@ -267,4 +269,7 @@ def optimizer_program(optimizer: Any, own: Any) -> str:
         full = optax.with_extra_args_support(optimizer)
         return full.update(grads, memory, params, value=value(params), grad=grads, value_fn=value)
 
-    return jax.jit(update).lower(own, optimizer.init(own), own).as_text()
+    try:
+        return jax.jit(update).lower(own, optimizer.init(own), own).as_text()
+    except Exception:  # a state or a value that only the loop has
+        return object()
