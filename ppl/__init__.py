@@ -7,6 +7,7 @@ from ppl.bridges.to_numpyro import to_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
+from ppl.inference.minibatches import Minibatches, Stream
 from ppl.inference.optimize import maximize, minimize
 from ppl.load import load
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
@@ -33,9 +34,11 @@ __all__ = [
     "Expectation",
     "Fit",
     "GradientVariance",
+    "Minibatches",
     "Program",
     "Samples",
     "SiteDescription",
+    "Stream",
     "check_family",
     "deterministic",
     "distributions",
