@@ -47,7 +47,7 @@ class Fit:
         ...     z = ppl.sample("z", dist.Normal(0.0, 1.0))
         ...     ppl.sample("x", dist.Normal(z, 1.0), obs=1.0)
         >>> family = ppl.program(lambda params: ppl.sample("z", dist.Normal(params["mean"], 0.5**0.5)))
-        >>> fit = ppl.Fit({"mean": jnp.array(0.5)}, np.zeros(0), None, model=model(), family=family)
+        >>> fit = ppl.Fit({"mean": jnp.array(0.5)}, jnp.zeros(0), None, model=model(), family=family)
         >>> fit.sample(jax.random.key(0), 1000)["z"].shape
         (1000,)
         >>> report = fit.check(jax.random.key(1))
