@@ -7,9 +7,12 @@ from ppl.bridges.to_numpyro import to_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
+from ppl.inference.minibatches import Minibatches, Stream
 from ppl.inference.optimize import maximize, minimize
+from ppl.load import load
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
+from ppl.reports.report import report
 from ppl.samples import Samples
 from ppl.subsample import subsample
 from ppl.transforms.compare import check_family
@@ -31,9 +34,11 @@ __all__ = [
     "Expectation",
     "Fit",
     "GradientVariance",
+    "Minibatches",
     "Program",
     "Samples",
     "SiteDescription",
+    "Stream",
     "check_family",
     "deterministic",
     "distributions",
@@ -44,6 +49,7 @@ __all__ = [
     "families",
     "from_numpyro",
     "gradient_variance",
+    "load",
     "log_density",
     "marginal",
     "maximize",
@@ -55,6 +61,7 @@ __all__ = [
     "plate",
     "program",
     "render",
+    "report",
     "sample",
     "seed",
     "simulate",

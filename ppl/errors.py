@@ -82,6 +82,18 @@ class MarginalError(PPLError):
     """The variables to integrate cannot be integrated in the way that was asked for."""
 
 
+class FitError(PPLError):
+    """Something is asked of a fit that it was not told enough for, or that its family cannot give."""
+
+
+class SavedFileError(PPLError):
+    """A file is no saved fit, is damaged, or does not have the structure that is asked for."""
+
+
+class UnreliableWarning(UserWarning):
+    """A number or a draw is handed out that should not be trusted."""
+
+
 class MissingParameterError(PPLError):
     """A NumPyro `param` statement got no value."""
 
@@ -100,3 +112,27 @@ class NoExactValueError(PPLError):
 
 class FamilyError(PPLError):
     """A variational family cannot be made of a model in the way that was asked for."""
+
+
+class NonFiniteError(ObjectiveError):
+    """A value or a gradient was not finite while an objective was optimized.
+
+    `fit` is the run up to the last good step, `step` the step that failed, `address` the site that is to blame and `leaves`
+    the names of the parameters whose gradients are not finite (None and empty where these could not be found).
+    """
+
+    def __init__(self, message: str, fit: object, step: int, address: str | None, leaves: tuple[str, ...]):
+        super().__init__(message)
+        self.fit, self.step, self.address, self.leaves = fit, step, address, leaves
+
+
+class ConstraintError(PPLError):
+    """Constraints do not fit the parameters, or a parameter starts outside of its constraint."""
+
+
+class DataError(PPLError):
+    """Data are missing, ended, or are not of the shape that they should have."""
+
+
+class CheckpointError(PPLError):
+    """A checkpoint is damaged, or belongs to another run."""

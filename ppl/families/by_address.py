@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppl import errors
-
 from ppl.families.family import Family, shapes
 from ppl.families.latents import latents_of
 from ppl.families.start import Centre
@@ -102,7 +102,7 @@ def merged(model: Bound, latents: Sequence[Any], parts: Mapping[str, Family], ki
 
     def start(key: Any, centre: Centre) -> Any:
         keys = jax.random.split(key, len(parts))
-        return {label: part.start(keys[i], _restricted(part, centre)) for i, (label, part) in enumerate(parts.items())}
+        return {label: part.start(keys[i], restricted(part, centre)) for i, (label, part) in enumerate(parts.items())}
 
     statements = [f"ppl.families.run({{name}}_{word(label)}(params[{quoted(label)}]))" for label in parts]
     known = all(part.fits is not None for part in parts.values())
@@ -110,11 +110,20 @@ def merged(model: Bound, latents: Sequence[Any], parts: Mapping[str, Family], ki
     return Family(model, latents, statements, {}, start, kind, fits, parts)
 
 
-def _restricted(part: Family, centre: Centre) -> Centre:
-    """The place to start from, of the latent variables of one part."""
-    values = {latent.name: centre.values[latent.name] for latent in part.latents if latent.name in centre.values}
-    vector = jnp.concatenate([jnp.ravel(u) for u in values.values()]) if values else jnp.zeros(0)
-    return Centre(values, vector, None)
+def restricted(part: Family, centre: Centre) -> Centre:
+    """The place to start from, of the latent variables of one part, the others held where they are."""
+    mine = {latent.name for latent in part.latents}
+    values = {name: u for name, u in centre.values.items() if name in mine}
+    if not values:
+        return Centre({}, jnp.zeros(0), None)
+    sizes = {name: jnp.size(u) for name, u in centre.values.items()}
+    flags = np.concatenate([np.full(size, name in mine) for name, size in sizes.items()])
+    places = np.flatnonzero(flags)
+
+    def log_density(z: Any) -> Any:
+        return centre.log_density(centre.vector.at[places].set(z))
+
+    return Centre(values, centre.vector[places], centre.log_density and log_density)
 
 
 class _Own(Family):
@@ -136,7 +145,7 @@ def _part(model: Bound, label: str, group: tuple[str, ...], choice: Choice) -> F
         return _Own(model, latents, [], {name: program}, lambda key, centre: params, name, shapes(params))
     if isinstance(choice, Program | Bound | Family) or not callable(choice):
         raise errors.FamilyError(
-            f"the choice for {label!r} is {choice!r}; it is a constructor such as ppl.families.mean_field, or a pair of a program "
-            "of your own and its initial parameters."
+            f"the choice for {label!r} is {choice!r}; it is a constructor such as ppl.families.mean_field, or a pair of a "
+            "program of your own and its initial parameters."
         )
     return choice(model, addresses=list(group))

@@ -24,8 +24,8 @@ from ppl.program import Bound, Program
 class Family:
     """A variational family: a function from parameters to a bound program with the model's latent variables.
 
-    The program is the one that `source()` (and `print(family)`) shows, which can be pasted and edited. It is made once, from the
-    text, so that what is shown is what runs.
+    The program is the one that `source()` (and `print(family)`) shows, which can be pasted and edited. It is made of that text,
+    so that what is shown is what runs.
 
     Attributes:
         model: the bound program it was generated from.
@@ -69,6 +69,8 @@ class Family:
         Raises:
             FamilyError: the log density or its gradient is finite nowhere; the addresses that are not are named.
         """
+        if not self.latents:
+            return self.start(key, Centre({}, jnp.zeros(0), None))
         return self.start(key, centre_of(self.model, self.latents, key, at))
 
     @functools.cached_property
@@ -102,7 +104,7 @@ class Family:
 
     @property
     def size(self) -> int:
-        """The number of parameters."""
+        """The number of parameters; that of an encoder is not known to its family."""
         return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self.fits))
 
 

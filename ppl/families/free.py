@@ -30,7 +30,8 @@ class Coordinates(Protocol):
     the log determinant for those coordinates that count: all but those in branches that are not taken.
     """
 
-    latents: Sequence[Latent]
+    @property
+    def latents(self) -> Sequence[Latent]: ...
 
     def constrain(self, consts: Any, z: Any, elements: Any = None) -> tuple[dict[Address, Any], Any]:
         """The values, and `sum(elements) - log |d values / d z|`."""

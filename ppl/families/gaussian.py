@@ -79,11 +79,11 @@ _NORMAL = 'dist.Normal(p["loc"], jnp.exp(p["log_scale"]))'
 
 
 def _by_site(key: Any, centre: Centre) -> Any:
-    return {name: {"loc": u, "log_scale": jnp.full(jnp.shape(u), LOG_SCALE)} for name, u in centre.values.items()}
+    return {name: {"loc": u, "log_scale": jnp.full_like(u, LOG_SCALE)} for name, u in centre.values.items()}
 
 
 def _vectors(key: Any, centre: Centre) -> Any:
-    return {"loc": centre.vector, "log_scale": jnp.full(jnp.shape(centre.vector), LOG_SCALE)}
+    return {"loc": centre.vector, "log_scale": jnp.full_like(centre.vector, LOG_SCALE)}
 
 
 def _zeros(latents: Sequence[Latent]) -> Centre:
@@ -146,8 +146,8 @@ dist.LowRankMultivariateNormal(
 def full_rank(model: Bound, addresses: Sequence[str] | None = None) -> Family:
     """One Gaussian over all variables without constraints, with any covariance: `D + D (D + 1) / 2` parameters.
 
-    Parameters: `{"loc": [D], "log_scale": [D], "lower": [D (D - 1) / 2]}`, see `ppl.families.scale_tril`. The coordinates are in
-    program order. Arguments and errors as for `ppl.families.mean_field`; variables in branches of a `cond` are refused.
+    Parameters: `{"loc": [D], "log_scale": [D], "lower": [D (D - 1) / 2]}`, see `ppl.families.scale_tril`. The coordinates are
+    in program order. Arguments and errors as for `ppl.families.mean_field`; variables in branches of a `cond` are refused.
 
     Example:
         >>> import jax, ppl, ppl.distributions as dist
@@ -210,10 +210,10 @@ def block(model: Bound, groups: Sequence[Sequence[str] | str] | Mapping[str, Seq
     from ppl.families.by_address import by_address
 
     latents = latents_of(model)
+    pairs: list[Any] = list(groups.items()) if isinstance(groups, Mapping) else [(None, group) for group in groups or ()]
     named: dict[str, tuple[str, ...]] = {}
-    for group in groups.items() if isinstance(groups, Mapping) else (groups or ()):
-        name, members = group if isinstance(groups, Mapping) else (None, group)
-        members = (members,) if isinstance(members, str) else tuple(members)
+    for name, group in pairs:
+        members = (group,) if isinstance(group, str) else tuple(group)
         named[name or "+".join(members)] = members
     for members in named.values():
         latents_of(model, members)

@@ -26,8 +26,8 @@ class Latent:
 
     `shape` is that of its values in a trace and `free` that of its unconstrained values. `support` is None where it moves with
     the values of other variables: only a run of the model knows it. `axes` are what its values are stacked along, outermost
-    first, each with its length. `branch` says that it stands in a branch of a `cond`. `event_dim` is how many trailing axes of the
-    unconstrained value are one draw.
+    first, each with its length. `branch` says that it stands in a branch of a `cond`. `event_dim` is how many trailing axes of
+    the unconstrained value are one draw.
     """
 
     address: Address
@@ -51,7 +51,7 @@ class Latent:
 
 
 def latents_of(
-    model: Bound, addresses: Sequence[str] | None = None, *, discrete: bool = False, subsampled: bool = False
+    model: Bound, addresses: Sequence[Any] | None = None, *, discrete: bool = False, subsampled: bool = False
 ) -> list[Latent]:
     """The latent variables of a bound program, in program order, or those at some addresses (or under these).
 
@@ -65,6 +65,8 @@ def latents_of(
         raise TypeError(f"a family is made from a bound program, got {model!r}: call it with its arguments.")
     table = density_addresses(prepare(model).table)
     found = {a: located for a, located in table.items() if located.site.kind == SAMPLE}
+    if addresses is not None and all(isinstance(item, Latent) for item in addresses):
+        return list(addresses)  # of one element of a plate
     if addresses is not None:
         names = [parse(name) for name in ([addresses] if isinstance(addresses, str) else addresses)]
         for name in names:

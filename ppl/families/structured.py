@@ -26,8 +26,8 @@ def structured(model: Bound, addresses: Sequence[str] | None = None) -> Family:
 
     Variables are drawn in program order. Each one's mean is linear in the unconstrained values of those before it that are its
     parents in the model, or that it meets in a distribution, an observation or a factor (these depend on one another given the
-    data). Variables that share plates or loops are linked element by element, and a loop is drawn as a loop, each step given the
-    step before (after, where it runs backwards): parameters grow linearly with the data. Elements of one variable are
+    data). Variables that share plates or loops are linked element by element, and a loop is drawn as a loop, each step given
+    the step before (after, where it runs backwards): parameters grow linearly with the data. Elements of one variable are
     independent given the others, but for those of one draw (the event dimensions), which have any covariance.
 
     This holds the posterior of a linear Gaussian model whose latent variables form a chain or a tree; of others, whatever
@@ -73,11 +73,11 @@ def structured(model: Bound, addresses: Sequence[str] | None = None) -> Family:
         params: dict[str, Any] = {}
         for latent in latents:
             u = centre.values[latent.name]
-            own: dict[str, Any] = {"loc": u, "log_scale": jnp.full(latent.free, LOG_SCALE)}
+            own: dict[str, Any] = {"loc": u, "log_scale": jnp.full_like(u, LOG_SCALE)}
             if _is_vector(latent):
                 size = latent.free[-1]
-                own["lower"] = jnp.zeros((*latent.free[:-1], size * (size - 1) // 2))
-            on = {label: jnp.zeros(shape) for (address, label), shape in weights.items() if address == latent.address}
+                own["lower"] = jnp.zeros((*latent.free[:-1], size * (size - 1) // 2), u.dtype)
+            on = {label: jnp.zeros(shape, u.dtype) for (address, label), shape in weights.items() if address == latent.address}
             params[latent.name] = {**own, "on": on} if on else own
         return params
 

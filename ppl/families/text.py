@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 
-from ppl.families.free import needs_run
+from ppl.families.free import coordinates_of, needs_run
 from ppl.families.latents import Latent, latents_of
 from ppl.program import Bound
 
@@ -45,7 +45,7 @@ def constraint_text(latent: Latent) -> str:
         if type(support) is getattr(dist.constraints, name, None):
             bounds = [getattr(support, bound) for bound in ("lower_bound", "upper_bound") if hasattr(support, bound)]
             return f"dist.constraints.{name}({', '.join(map(array_text, bounds))})"
-    for index, name in _constants().items():
+    for name in _constants().values():
         if type(support).__name__.strip("_").lower() == name.replace("_", "") and not jax.tree.leaves(support):
             return f"dist.constraints.{name}"
     return f"ppl.trace_shapes(model)[{quoted(latent.name)}].support"
@@ -73,6 +73,7 @@ def array_text(value: Any) -> str:
 def joint_text(distribution: str, latents: Sequence[Latent], model: Bound) -> list[str]:
     """The statement that draws latent variables as one vector."""
     if list(needs_run(latents)):
+        coordinates_of(model, latents)  # refuses what depends on variables of other families
         names = [latent.name for latent in latents]
         some = "" if len(latents) == len(latents_of(model, discrete=True, subsampled=True)) else f", {json.dumps(names)}"
         return [f"normal = {distribution}", f"ppl.families.joint(normal, model{some})"]

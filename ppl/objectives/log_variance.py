@@ -20,6 +20,9 @@ def log_variance(model: Bound, family: Bound, particles: int) -> Any:
     leave-one-out score-function gradient of the ELBO, draw by draw (Richter et al. 2020, proposition 1), so that this trains
     any family, by no estimator of its own.
 
+    Raises:
+        DensityKindError: the log density of the model or of the family is estimated from draws, whose variance would count.
+
     Example:
         >>> import jax, ppl, ppl.distributions as dist
         >>> model = ppl.program(lambda: ppl.sample("z", dist.Normal(0.0, 1.0)))

@@ -76,8 +76,8 @@ class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
     `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds, `subsampled` that a
-    plate around it with a `size` multiplies its cost. `operands` are the site's in one lane: numbers where they are
-    literals or made of one, otherwise `unknown` of their shape.
+    plate around it with a `size` multiplies its cost, by `scale` in all. `operands` are the site's in one lane: numbers where
+    they are literals or made of one, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -88,6 +88,11 @@ class Located:
     exclusive: tuple[tuple[int, int], ...] = ()
     subsampled: bool = False
     operands: tuple[Any, ...] = ()
+    lane_scale: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        return self.lane_scale * self.site.plate_scale
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,7 +133,7 @@ def _walk(jaxpr: Jaxpr, uniform: dict[Any, Any]) -> Iterator[Located]:
             site = eqn.params["site"]
             axes = tuple(plate_name(plate.axis) for plate in reversed(site.plates))
             operands = tuple(_one_lane(site, i, atom, uniform) for i, atom in enumerate(eqn.invars))
-            yield Located(site, axes=axes, subsampled=any(_has_size(p.axis) for p in site.plates), operands=operands)
+            yield Located(site, axes=axes, subsampled=any(_subsamples(p.axis, p.size) for p in site.plates), operands=operands)
         elif eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
             atom = eqn.invars[0]
             if isinstance(atom, Literal):
@@ -152,8 +157,8 @@ def _one_lane(site: Site, operand: int, atom: Any, uniform: dict[Any, Any]) -> A
     return np.full(shape, uniform[atom], atom.aval.dtype) if atom in uniform else unknown(shape, atom.aval.dtype)
 
 
-def _has_size(axis: PlateAxis | None) -> bool:
-    return axis is not None and axis.total is not None
+def _subsamples(axis: PlateAxis | None, size: int) -> bool:
+    return axis is not None and axis.total not in (None, size)
 
 
 def plate_name(axis: PlateAxis | None) -> str:
@@ -169,8 +174,10 @@ def _inside(eqn: Any, branch: int, located: Located) -> Located:
         return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
     if eqn.primitive is lanes_p:
         axis = eqn.params["axis"]
-        subsampled = located.subsampled or _has_size(axis)
-        located = dataclasses.replace(located, subsampled=subsampled)
+        size = eqn.params["size"]
+        scale = axis.total / size if _subsamples(axis, size) else 1.0
+        subsampled = located.subsampled or _subsamples(axis, size)
+        located = dataclasses.replace(located, subsampled=subsampled, lane_scale=scale * located.lane_scale)
         return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(plate_name(axis), *axes))
     if eqn.primitive is jp.while_p:
         return dataclasses.replace(located, in_while=True)
