@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 def optimizer(steps: int) -> Any:
-    return optax.adam(optax.cosine_decay_schedule(0.03, steps))
+    return optax.adam(optax.cosine_decay_schedule(0.05, steps))
 
 
 def errors_of(posterior: Posterior, traces: Any) -> tuple[float, float]:
@@ -124,7 +124,7 @@ def families() -> dict[str, Callable[..., Any]]:
         "mean-field": ppl.families.mean_field,
         "full-rank": ppl.families.full_rank,
         "structured": ppl.families.structured,
-        **({"spline flow": ppl.families.coupling_flow} if hasattr(ppl.families, "coupling_flow") else {}),
+        "spline flow": ppl.families.coupling_flow,
     }
 
 
@@ -164,7 +164,7 @@ def verdict(results: dict[str, dict[str, Result]]) -> list[tuple[Any, ...]]:
 def main() -> None:
     options = arguments(__doc__, tuple(posteriors.RECIPES))
     print_environment()
-    steps, draws, nuts = (200, 500, 100) if options.quick else (5000, 4000, 1000)
+    steps, draws, nuts = (200, 500, 100) if options.quick else (10_000, 4000, 1000)
     results: dict[str, dict[str, Result]] = {}
     columns = ("method", "error of a mean", "of log sd", "ELBO", "+-", "k-hat", "total, s", "again, s")
     for name in options.only:
