@@ -1,11 +1,12 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, objectives, testing
+from ppl import distributions, errors, estimators, lang, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import maximize, minimize
+from ppl.lang import objective, parse
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
 from ppl.subsample import subsample
@@ -38,13 +39,16 @@ __all__ = [
     "factor",
     "from_numpyro",
     "gradient_variance",
+    "lang",
     "log_density",
     "marginal",
     "maximize",
     "minibatch_sum",
     "minimize",
     "normalize",
+    "objective",
     "objectives",
+    "parse",
     "plate",
     "program",
     "render",

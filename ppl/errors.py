@@ -110,3 +110,7 @@ class LanguageError(PPLError):
         self.diagnostics = diagnostics
         rest = f"\n\nand {more} more" if more > 0 else ""
         super().__init__("\n\n".join(map(str, diagnostics)) + rest)
+
+
+class DataError(PPLError):
+    """Data that a file declares are missing, or are not what it declares."""
