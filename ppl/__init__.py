@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, objectives, testing
+from ppl import distributions, errors, estimators, lang, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.bridges.mcmc import Draws, nuts
 from ppl.bridges.to_numpyro import to_numpyro
@@ -8,6 +8,7 @@ from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.optimize import maximize, minimize
+from ppl.lang import objective, parse
 from ppl.load import load
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -45,6 +46,7 @@ __all__ = [
     "factor",
     "from_numpyro",
     "gradient_variance",
+    "lang",
     "load",
     "log_density",
     "marginal",
@@ -53,7 +55,9 @@ __all__ = [
     "minimize",
     "normalize",
     "nuts",
+    "objective",
     "objectives",
+    "parse",
     "plate",
     "program",
     "render",
