@@ -220,4 +220,3 @@ def _before(key: Row, lag: int, span: Domain, env: Environment, statement: tree.
         f"the recurrence looks at {name}[{first}], which is not defined before it",
         f"Begin with '{name}[{first}] ~ ...', or start the loop later.",
     )
-
