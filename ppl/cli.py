@@ -120,7 +120,9 @@ def fit(
     """Run the fit statements of a file and show what came out."""
     module = _load(file, data, python_imports)
     if not module.fits:
-        raise _FailureError(f"{file} has no fit statement. Add one, for example: fit {_some(module.objectives)} with adam(0.01)")
+        raise _FailureError(
+            f"{file} has no fit statement. Add one, for example: fit {_some(module.objectives)} with adam(0.01)"
+        )
     if only is not None and not 1 <= only <= len(module.fits):
         raise _FailureError(f"{file} has {len(module.fits)} fit statements, and --fit is {only}", USAGE)
     chosen = list(enumerate(module.fits, 1)) if only is None else [(only, module.fits[only - 1])]
@@ -270,13 +272,15 @@ def render(
     try:
         output.write_bytes(graph.pipe(format=output.suffix.lstrip(".") or "svg"))
     except graphviz.ExecutableNotFound:
-        raise _FailureError("pictures need Graphviz's program dot (https://graphviz.org/download/); .dot files do not") from None
+        raise _FailureError(
+            "pictures need Graphviz's program dot (https://graphviz.org/download/); .dot files do not"
+        ) from None
     except graphviz.CalledProcessError:
         raise _FailureError(f"Graphviz cannot write {output.suffix or 'files without a suffix'}", USAGE) from None
 
 
 @_command
-def format(  # noqa: A001
+def format(
     files: Annotated[list[Path], typer.Argument(help="The .vi files.", exists=True, dir_okay=False)],
     check_only: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 3 if something would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Change nothing; show what would change.")] = False,
