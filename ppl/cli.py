@@ -54,10 +54,10 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except _FailureError as failure:
-        err.print(Text(f"error: {failure}", style="red"))
+        err.print(Text(f"error: {failure}", style="red"), soft_wrap=True)
         raise typer.Exit(failure.code) from None
     except (PPLError, OSError) as error:
-        err.print(Text("error:", style="bold red"), Text(str(error)))
+        err.print(Text("error:", style="bold red"), Text(str(error)), soft_wrap=True)
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -170,7 +170,7 @@ def _fit_one(
             raise _FailureError(f"a report needs a model and a family in the objective; {' and '.join(spec.names)} has none")
         return
     out.print()
-    out.print(Text(str(found.check(check_key, draws=draws))))
+    out.print(Text(str(found.check(check_key, draws=draws))), soft_wrap=True)
     if report is not None:
         path = report.with_stem(report.stem + tag)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +198,7 @@ def _some(names: Any) -> str:
 def check(file: File, data: Data = None, python_imports: Python = False) -> None:
     """Types and shapes of a file; with its data also supports, and the estimators of each objective: are they unbiased?"""
     from ppl import lang
+    from ppl.transforms.inforce import show_estimator
 
     module = lang.load(file, python_imports=python_imports)
     if module.declared and not data:
@@ -209,11 +210,12 @@ def check(file: File, data: Data = None, python_imports: Python = False) -> None
     for name in module.objectives:
         result = module.objective(name).check(params)
         rows = [
-            (r.address, r.distribution, str(r.estimator), "yes" if r.unbiased else "NO", str(r.branches)) for r in result.sites
+            (row.address, row.distribution, show_estimator(row.estimator), "yes" if row.unbiased else "NO", str(row.branches))
+            for row in result.sites
         ]
         out.print(_table(("site", "distribution", "estimator", "unbiased", "branches"), rows, f"objective {name}"))
         for finding in result:
-            out.print(Text(str(finding), style="yellow"))
+            out.print(Text(str(finding), style="yellow"), soft_wrap=True)
         out.print(Text("" if list(result) else "every condition for unbiased gradients holds", style="green"))
         findings += not result.ok
     if findings:
