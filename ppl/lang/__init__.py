@@ -8,5 +8,6 @@ from ppl.lang.fits import FitSpec
 from ppl.lang.formula import objective
 from ppl.lang.module import Module, load
 from ppl.lang.parser import parse
+from ppl.lang.printer import format_source
 
-__all__ = ["FitSpec", "Module", "load", "objective", "parse"]
+__all__ = ["FitSpec", "Module", "format_source", "load", "objective", "parse"]

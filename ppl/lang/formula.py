@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ppl.lang.check import check_formula
 from ppl.lang.diagnostics import Source
 from ppl.lang.environment import Environment
 from ppl.lang.evaluate import evaluate
@@ -44,8 +45,6 @@ def objective(formula: str, /, **names: Any) -> Expectation:
         >>> print(f"{elbo.estimate(jax.random.key(0), 0.5):.4f}")  # at the posterior: log evidence, exactly
         -1.5155
     """
-    from ppl.lang.check import check_formula
-
     source = Source("<formula>", formula)
     node = parse_expression(formula)
     check_formula(node, source, names)

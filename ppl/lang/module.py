@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.lang import tree
+from ppl.lang.check import check
+from ppl.lang.data import bind_data
 from ppl.lang.diagnostics import Diagnostic, Source, at, did_you_mean, fail
 from ppl.lang.environment import Environment
 from ppl.lang.evaluate import evaluate
@@ -47,11 +49,11 @@ class Module:
     """
 
     def __init__(self, units: tuple[Unit, ...], data: Mapping[str, Any] | None, imported: Mapping[str, Any]):
-        from ppl.lang.data import bind_data
-
         self.units, self._imported = units, dict(imported)
         self._given = dict(data or {})
         self.sizes, self.data = bind_data(units, self._given)
+        if self.sizes:
+            check(units, self.sizes, imported)
         self._made: dict[Any, Expectation] = {}
         self.parameters = Parameters(self)
 
@@ -239,11 +241,9 @@ def load(path: str | os.PathLike[str], data: Mapping[str, Any] | None = None, *,
         >>> print(f"{module.normal().log_density({'mu': 0.0}):.4f}")
         -1.9629
     """
-    from ppl.lang.check import check
-
     source = read(path)
     units, imported = _collect(source, python_imports)
-    check(units, data or {}, imported)
+    check(units, {}, imported)
     return Module(units, data, imported)
 
 
