@@ -109,11 +109,11 @@ def _user(node: tree.Call, kind: types.Function, arguments: list[Any], scope: Sc
         if report.depth >= DEEPEST:
             return scope.error(node, f"functions call one another more than {DEEPEST} deep")
         report.depth += 1
-        before, found = report.cost, len(report.diagnostics)
+        before, found = report.cost, len(set(report.diagnostics))
         result = check_function(kind, plain)
         report.depth -= 1
         cached = (result, report.cost - before)
-        if len(report.diagnostics) > found and scope.kind != "function":
+        if len(set(report.diagnostics)) > found and scope.kind != "function":
             scope.error(node, f"... in this call of {definition.name}")
         if key is not None:
             report.calls[key] = cached

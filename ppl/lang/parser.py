@@ -113,9 +113,15 @@ def _all(source: Source, blank: str, first: TreeError) -> list[Diagnostic]:
         last = line
         old = lines[line]
         indent = len(old) - len(old.lstrip())
-        if old.rstrip().endswith(":") or error.message.startswith("unexpected indentation"):
+        if indent == 0:  # the whole item
+            lines[line] = " " * len(old)
+            while line + 1 < len(lines) and (not lines[line + 1].strip() or lines[line + 1].startswith(" ")):
+                line += 1
+                lines[line] = " " * len(lines[line])
+        elif old.rstrip().endswith(":") or error.message.startswith("unexpected indentation"):
             return found
-        lines[line] = " " * indent + ("_" if indent else "").ljust(len(old) - indent) if old else old
+        else:
+            lines[line] = " " * indent + "_".ljust(len(old) - indent)
         try:
             _items("\n".join(lines))
             return found

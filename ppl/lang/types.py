@@ -186,6 +186,11 @@ def applied(function: Any, arguments: tuple[Any, ...]) -> Any:
 def distribution(name: str, parameters: tuple[tuple[str, Any], ...]) -> Distribution:
     """The type of a distribution with parameters of these types."""
     made: dict[str, Any] = {}
+    structs = _structs(parameters)
+    large = sorted({size for struct in structs for size in struct.shape if named(size)})
+    small = {size: 401 + 12 * place for place, size in enumerate(large)}  # NumPyro makes matrices of these sizes
+    back = {other: size for size, other in small.items()}
+    structs = [jax.ShapeDtypeStruct(tuple(small.get(size, size) for size in s.shape), s.dtype) for s in structs]
 
     def construct(arrays: list[Any]) -> Any:
         built = _construct(name, parameters, iter(arrays))
@@ -195,13 +200,14 @@ def distribution(name: str, parameters: tuple[tuple[str, Any], ...]) -> Distribu
         return 0
 
     try:
-        jax.eval_shape(construct, _structs(parameters))
+        jax.eval_shape(construct, structs)
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise NotThese(lines[0] if lines else type(error).__name__) from None
     discrete = made["discrete"]
+    batch, event = (tuple(back.get(size, size) for size in made[part]) for part in ("batch", "event"))
     return Distribution(
-        name, parameters, made["batch"], made["event"], "int" if discrete else "float", discrete and name in _CATEGORICAL
+        name, parameters, batch, event, "int" if discrete else "float", discrete and name in _CATEGORICAL
     )
 
 
