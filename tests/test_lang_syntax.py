@@ -122,3 +122,99 @@ def test_what_is_printed_parses_to_the_same_tree(seed):
     assert again == file, text
     assert show(again) == text
     assert format_source(text) == text
+
+
+def changed(text, seed):
+    """The text with a few characters or lines taken out, doubled, moved or replaced."""
+    rng = random.Random(seed)
+    for _ in range(rng.randint(1, 4)):
+        at, to = rng.randrange(len(text)), rng.randrange(len(text))
+        piece = text[at : at + rng.choice([1, 1, 2, 5, 40])]
+        junk = rng.choice(["", piece, "(", "]", "~", "|", "\n", "    ", "for ", "E[", "..", "'", "log", "\x00", "é", "9" * 30, ":"])
+        text = rng.choice([text[:at] + text[at + len(piece) :], text[:to] + piece + text[to:], text[:at] + junk + text[at:]])
+    return text
+
+
+@settings(QUICK, max_examples=150)
+@given(st.integers(0, 2**32))
+def test_changed_files_are_read_or_refused(seed):
+    text = MODELS[seed % len(MODELS)].read_text()
+    try:
+        ppl.lang.load(changed(text, seed))
+    except ppl.errors.LanguageError as error:
+        assert error.diagnostics
+        assert all(d.line >= 1 and d.column >= 1 for d in error.diagnostics)
+
+
+@settings(QUICK, max_examples=100)
+@given(st.binary(max_size=60))
+def test_bytes_are_read_or_refused(tmp_path_factory, junk):
+    path = tmp_path_factory.getbasetemp() / "junk.vi"
+    path.write_bytes(junk)
+    try:
+        ppl.parse(path)
+    except ppl.errors.LanguageError as error:
+        assert str(error).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model m:\n    x = " + "(" * 5000,
+        "model m:\n    x = " + "(" * 5000 + "1" + ")" * 5000,
+        "model m:\n    x = " + "-" * 5000 + "1",
+        "model m:\n    x = " + "1 + " * 5000 + "1",
+        "model m:\n    x = " + "2 ^ " * 5000 + "2",
+        "model m:\n    x = " + "sum[i in 1..2] " * 5000 + "1",
+        "model m:\n    x = " + "f(" * 5000 + "1" + ")" * 5000,
+        "model m:\n    x = y" + "[1]" * 5000,
+        "model m:\n" + "".join("    " * i + f"for i{i} in 1..2:\n" for i in range(1, 300)),
+    ],
+)
+def test_deep_nesting_is_refused(text):
+    with pytest.raises(ppl.errors.LanguageError, match="nested more than 100 levels deep|expected"):
+        ppl.parse(text)
+
+
+def test_huge_texts_are_refused():
+    with pytest.raises(ppl.errors.LanguageError, match="at most 5000000 are read"):
+        ppl.parse("# " + "x" * 5_000_001 + "\n")
+
+
+def test_calls_within_calls_are_refused():
+    doubling = "".join(f"function f{i}(x) = f{i - 1}(x) + f{i - 1}(x)\n" for i in range(1, 40))
+    with pytest.raises(ppl.errors.LanguageError, match="too large|more than 40 deep"):
+        ppl.lang.load(f"function f0(x) = x\n{doubling}model m:\n    y = f39(1)\n    z ~ Normal(y, 1)\n")
+
+
+def test_towers_of_powers_end():
+    ppl.lang.load("model m:\n    x = 9^9^9^9^9^9\n    y ~ Normal(x, 1)\n")
+
+
+def test_the_formatter_keeps_comments():
+    text = """# first
+data y:real[ 3 ]   # data
+
+# before the model
+
+model m:     # header
+  # inside
+  mu~Normal(0,1)  # a draw
+
+
+  for j in 1..3 : y[j]~Normal( mu,
+      # in the middle
+      2 )
+  # at the end of the block
+# last
+"""
+    once = format_source(text)
+    assert format_source(once) == once
+    assert ppl.parse(once) == ppl.parse(text)
+    assert [c.text for c in ppl.parse(once).comments] == [c.text for c in ppl.parse(text).comments]
+    assert once.splitlines()[:6] == ["# first", "data y: real[3]  # data", "", "# before the model", "", "model m:  # header"]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
+def test_shipped_files_are_formatted(path):
+    assert format_source(path) == path.read_text()

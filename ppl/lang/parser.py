@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -322,7 +323,7 @@ RULES = {
     "all": lambda k, s: tree.All(span=s),
     "field": lambda k, s: tree.Field(k[0], str(k[1]), span=s),
     "transpose": lambda k, s: tree.Transpose(k[0], span=s),
-    "group": lambda k, s: k[0],
+    "group": lambda k, s: dataclasses.replace(k[0], span=s),
     "tuple": lambda k, s: tree.Tuple(tuple(k), span=s),
     "absolute": lambda k, s: tree.Absolute(k[0], span=s),
     "list": lambda k, s: tree.List(tuple(k), span=s),
