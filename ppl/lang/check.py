@@ -28,7 +28,8 @@ def check(units: Sequence[Any], sizes: Mapping[str, int], imported: Mapping[str,
     names: dict[str, Any] = dict.fromkeys(imported, ANY)
     data: set[str] = set()
     tops: dict[str, Any] = {}
-    for unit in sorted(units, key=lambda unit: not isinstance(unit.item, tree.Data)):  # data first
+    order = {tree.Data: 0, tree.Objective: 2, tree.Fit: 3}
+    for unit in sorted(units, key=lambda unit: order.get(type(unit.item), 1)):
         scope = Scope(report, unit.source, names, data=frozenset(data))
         _CHECK[type(unit.item)](unit.item, scope, tops)
         if isinstance(unit.item, tree.Data):
