@@ -118,7 +118,9 @@ def test_several_errors_of_syntax_at_once():
 
 
 def test_a_model_and_a_family_that_differ():
-    text = "model p:\n    x ~ Normal(0, 1)\n    w ~ Normal(x, 1)\nfamily q:\n    x ~ Normal(zeros(2), 1)\n    v ~ Normal(0, 1)\n"
+    text = (
+        "model p:\n    x ~ Normal(0, 1)\n    w ~ Normal(x, 1)\nfamily q:\n    x ~ Normal(zeros(2), 1)\n    v ~ Normal(0, 1)\n"
+    )
     found = message(text + "objective o: E[z ~ q] log p(z) - log q(z)\n")
     assert "p has w, which was not drawn; v was drawn, which p does not have" in found
     found = message(text.replace("v ~", "w ~") + "objective o: E[z ~ q] log p(z) - log q(z)\n")

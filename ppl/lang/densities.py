@@ -86,8 +86,11 @@ def log_density(node: tree.Call, env: Environment) -> Any:
         else:
             trace = value
     source = (node.function, tuple(a.value for a in node.given))
-    if drawn is not None and drawn.source == source and drawn.observed == frozenset(values) and len(node.arguments) == 1 + len(
-        values
+    if (
+        drawn is not None
+        and drawn.source == source
+        and drawn.observed == frozenset(values)
+        and len(node.arguments) == 1 + len(values)
     ):
         return drawn.log_density
     bound = bind(program, node.given, values, env, node)
@@ -112,4 +115,3 @@ def program_of(node: Node, env: Environment) -> tuple[Any, tuple[tree.Argument, 
         value = evaluate(node.function, env)
         return value, node.arguments, (node.function, tuple(a.value for a in node.arguments))
     return evaluate(node, env), (), (node, ())
-

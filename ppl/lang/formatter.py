@@ -72,7 +72,11 @@ def _header(node: tree.Node, entries: list[tuple[int, str, tree.Node]], place: i
     if isinstance(node, tree.Comment):
         return start, start
     if isinstance(node, (_BLOCKS, tree.For, tree.If)) and place + 1 < len(entries):
-        parts = [child for child in tree.children(node) if isinstance(child, tree.Draw | tree.Define | tree.Factor | tree.Return | tree.Evaluate | tree.For | tree.If)]
+        parts = [
+            child
+            for child in tree.children(node)
+            if isinstance(child, tree.Draw | tree.Define | tree.Factor | tree.Return | tree.Evaluate | tree.For | tree.If)
+        ]
         if parts and not (isinstance(node, tree.Function) and entries[place][1].rstrip()[-1:] != ":"):
             others = [child.span[1] for child in tree.children(node) if child.span[1] <= parts[0].span[0]]
             end = max([start, *others])

@@ -74,5 +74,3 @@ def _called(program: Callable[..., Any], function: Any, args: tuple[Any, ...], k
     variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     named = {name: value for name, value in kwargs.items() if name in signature.parameters}
     return program(*(args if variadic else args[:count]), **named)
-
-

@@ -106,4 +106,3 @@ class Blocks:
 def _mark(kind: str, token: Any) -> Token:
     end = token.end_pos
     return Token(kind, "", start_pos=end, end_pos=end, line=token.end_line, column=token.end_column)
-

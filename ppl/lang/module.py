@@ -219,9 +219,7 @@ def _array(value: Any) -> Any:
     return value if isinstance(value, int) else jnp.asarray(value)
 
 
-def load(
-    path: str | os.PathLike[str], data: Mapping[str, Any] | None = None, *, python_imports: bool = False
-) -> Module:
+def load(path: str | os.PathLike[str], data: Mapping[str, Any] | None = None, *, python_imports: bool = False) -> Module:
     """Read, check and elaborate a file (or a text) in the language of `docs/language.md`.
 
     Args:

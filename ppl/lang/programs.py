@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 from ppl.lang import tree
 from ppl.lang.environment import Environment
 from ppl.lang.statements import assigned, run_block
-from ppl.lang.values import ProgramValue, whole
+from ppl.lang.values import FunctionValue, ProgramValue, whole
 from ppl.program import Bound
 
 
@@ -28,7 +29,8 @@ def program_value(
     observes = observable(definition, data)
 
     def run(values: Mapping[str, Any], observed: Mapping[str, Any]) -> Any:
-        inner = env.child(name=definition.name, objective=False, observed=frozenset(observed) & observes)
+        around = held(env) if constant else env
+        inner = around.child(name=definition.name, objective=False, observed=frozenset(observed) & observes)
         for name in observes:
             inner.values.pop(name, None)
         inner.values.update(values)
@@ -56,6 +58,20 @@ def program_value(
         return program_value(definition, env, learned, data, constant=True)
 
     return ProgramValue(bind, names, observes, constant, freeze)
+
+
+def held(env: Environment) -> Environment:
+    """The file's environment with all parameters held constant, also inside of functions and other programs."""
+    constant = dataclasses.replace(env, values={}, rows={})
+    for name, value in env.values.items():
+        if isinstance(value, FunctionValue):
+            inner = dataclasses.replace(value.environment, values=constant.values)
+            constant.values[name] = FunctionValue(value.definition, inner)
+        elif isinstance(value, ProgramValue):
+            constant.values[name] = value.frozen()
+        else:
+            constant.values[name] = jax.tree.map(stopped, value)
+    return constant
 
 
 def stopped(leaf: Any) -> Any:

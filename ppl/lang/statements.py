@@ -18,7 +18,6 @@ from ppl.lang.values import Domain, Pieces, ProgramValue, whole
 from ppl.program import deterministic, factor, plate, sample
 
 
-
 def run_block(body: tuple[Node, ...], env: Environment) -> Any:
     """Execute statements in an environment, which they change. The value of `return`, or of an expression that stands alone."""
     value = None
@@ -168,9 +167,7 @@ def _if(statement: tree.If, env: Environment) -> None:
     with env.at(statement):
         if jnp.ndim(condition) != 0:
             raise env.error(statement.condition, f"the condition has the shape {list(jnp.shape(condition))}, and no one value")
-        values, rows = jax.lax.cond(
-            jnp.asarray(condition, bool), branch(statement.then), branch(statement.otherwise)
-        )
+        values, rows = jax.lax.cond(jnp.asarray(condition, bool), branch(statement.then), branch(statement.otherwise))
     env.values.update(values)
     env.rows.update(rows.back())
 

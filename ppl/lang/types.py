@@ -84,11 +84,11 @@ DTYPES: dict[str, Any] = {
 }
 
 
-class Any_:
+class Unknown:
     """Nothing is known: what comes from Python, and what was wrong and has been reported."""
 
 
-ANY = Any_()
+ANY = Unknown()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Function:
     scope: Any
 
 
-class NotThese(Exception):
+class WrongTypesError(Exception):
     """A function or distribution cannot take arguments of these types."""
 
 
@@ -179,7 +179,7 @@ def applied(function: Any, arguments: tuple[Any, ...]) -> Any:
         return from_struct(jax.eval_shape(call, *structs))
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise NotThese(lines[0] if lines else type(error).__name__) from None
+        raise WrongTypesError(lines[0] if lines else type(error).__name__) from None
 
 
 @functools.lru_cache(maxsize=8192)
@@ -203,12 +203,10 @@ def distribution(name: str, parameters: tuple[tuple[str, Any], ...]) -> Distribu
         jax.eval_shape(construct, structs)
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise NotThese(lines[0] if lines else type(error).__name__) from None
+        raise WrongTypesError(lines[0] if lines else type(error).__name__) from None
     discrete = made["discrete"]
     batch, event = (tuple(back.get(size, size) for size in made[part]) for part in ("batch", "event"))
-    return Distribution(
-        name, parameters, batch, event, "int" if discrete else "float", discrete and name in _CATEGORICAL
-    )
+    return Distribution(name, parameters, batch, event, "int" if discrete else "float", discrete and name in _CATEGORICAL)
 
 
 _CATEGORICAL = frozenset(("Categorical", "CategoricalProbs", "CategoricalLogits", "Bernoulli", "OrderedLogistic"))
