@@ -341,7 +341,8 @@ def test_files_import_others_and_python_where_allowed(tmp_path):
     (tmp_path / "base.vi").write_text("function half(x) = x / 2\n")
     main = tmp_path / "main.vi"
     main.write_text(
-        'import "base.vi"\nfrom vi_nets_of_a_test import double\nmodel m:\n    x ~ Normal(0, 1)\n    y ~ Normal(double(half(x)), 1)\n'
+        'import "base.vi"\nfrom vi_nets_of_a_test import double\n'
+        "model m:\n    x ~ Normal(0, 1)\n    y ~ Normal(double(half(x)), 1)\n"
     )
     with pytest.raises(ppl.errors.LanguageError, match="Python imports are not allowed"):
         load(main)

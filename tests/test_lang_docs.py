@@ -1,5 +1,6 @@
 """The examples of the reference page are checked, run and formatted, and its lists are those of the language."""
 
+import json
 import pathlib
 import re
 
@@ -32,3 +33,11 @@ def test_lists_are_complete():
     longer = {f"{name}_{axis}" for name in ("mean", "logsumexp") for axis in ("rows", "columns")}
     known = {*builtins.FUNCTIONS, *builtins.OPTIMIZERS, *builtins.SCHEDULES, *builtins.TYPES, *KEYWORDS}
     assert known - words - longer == set()
+
+
+def test_the_editors_grammar_knows_the_words_of_the_language():
+    patterns = json.loads((ROOT / "editors" / "vi.tmLanguage.json").read_text())["patterns"]
+    for pattern in patterns:
+        re.compile(pattern["match"])
+    words = set(re.findall(r"[A-Za-z_]+", " ".join(pattern["match"] for pattern in patterns)))
+    assert {*KEYWORDS, *builtins.TYPES, *builtins.CONSTANTS} - words == set()

@@ -85,7 +85,8 @@ MISTAKES = {
   3 | objective o: log E[z ~ q] exp(z.x)
     |                  ^^^^^^^^^^^^^^^^^
   Expectations are summed, and multiplied by numbers.""",
-    "data y: real\nmodel p:\n    x ~ Normal(0, 1)\n    y ~ Normal(x, 1)\nfamily q:\n    x ~ Normal(0, 1)\nobjective o: E[z ~ q] log p(z)\n": """\
+    "data y: real\nmodel p:\n    x ~ Normal(0, 1)\n    y ~ Normal(x, 1)\nfamily q:\n    x ~ Normal(0, 1)\n"
+    "objective o: E[z ~ q] log p(z)\n": """\
 <text>:7:27: the density of p leaves out the data y
   7 | objective o: E[z ~ q] log p(z)
     |                           ^^^^
@@ -104,7 +105,8 @@ def test_messages(text):
 
 
 def test_several_errors_at_once():
-    text = "model m:\n    x ~ Norml(0, 1)\n    y ~ Normal(x, tau)\nfamily q(s: positve):\n    x ~ Normal(0, 1, 2)\nfit elbo with adm(1)\n"
+    text = "model m:\n    x ~ Norml(0, 1)\n    y ~ Normal(x, tau)\n"
+    text += "family q(s: positve):\n    x ~ Normal(0, 1, 2)\nfit elbo with adm(1)\n"
     with pytest.raises(ppl.errors.LanguageError) as caught:
         load(text)
     assert [(d.line, d.column) for d in caught.value.diagnostics] == [(2, 9), (3, 19), (4, 13), (5, 9), (6, 5), (6, 15)]

@@ -164,7 +164,7 @@ def _program(item: tree.Program, scope: Scope, tops: dict[str, Any]) -> None:
     names = tuple(p.name for p in item.given)
     observed = frozenset(inner.observed)
     scope.names[item.name] = types.Program(
-        item.name, names, len(item.parameters), sites, observed, (used & scope.data) - observed, result
+        item.name, names, len(item.parameters), sites, observed, frozenset(used & scope.data) - observed, result
     )
 
 

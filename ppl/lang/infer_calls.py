@@ -205,7 +205,7 @@ def _density(node: tree.Call, scope: Scope) -> Any:
     if shape is None:
         return scope.error(
             node,
-            f"the value has the shape {scope.shape(value.shape)}, the distribution {scope.shape(kind.shape)}: they do not go together",
+            f"the value has the shape {scope.shape(value.shape)}, and the distribution {scope.shape(kind.shape)}",
         )
     return Array(shape)
 
@@ -242,6 +242,6 @@ def _derivative(node: tree.Binder, scope: Scope) -> Any:
     if variable.shape:
         return scope.error(
             node,
-            f"D[{node.clauses[0].id}] is the derivative in a number, and {node.clauses[0].id} has the shape {scope.shape(variable.shape)}",
+            f"D[x] is the derivative in a number, and {node.clauses[0].id} has the shape {scope.shape(variable.shape)}",
         )
     return Array(kind.shape)

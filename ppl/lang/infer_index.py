@@ -113,10 +113,11 @@ def _pieces(node: tree.Index, kind: types.Pieces, scope: Scope) -> Any:
     high = index.value if isinstance(index.value, int) else index.high
     if low is not None and high is not None and not covered(low, high, kind.parts):
         show = scope.report.sizes.show
+        place = f"reaches from {show(low)} to {show(high)}" if low != high else f"is {show(low)}"
         known = ", ".join(show(a) if b == a + 1 else f"{show(a)}..{show(b - 1)}" for a, b in kind.parts)
         return scope.error(
             first,
-            f"the index {'reaches from ' + show(low) + ' to ' + show(high) if low != high else 'is ' + show(low)}, and defined are {known}",
+            f"the index {place}, and defined are {known}",
         )
     if not rest:
         return kind.element

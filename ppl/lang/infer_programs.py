@@ -74,7 +74,8 @@ def _compare(node: tree.Call, program: types.Program, sites: dict[str, Any], sco
         if isinstance(kind, Array) and isinstance(other, Array) and kind.shape != other.shape:
             scope.error(
                 node,
-                f"{name} has the shape {scope.shape(kind.shape)} in {program.name}, and was drawn with {scope.shape(other.shape)}",
+                f"{name} has the shape {scope.shape(kind.shape)} in {program.name}, "
+                f"and was drawn with {scope.shape(other.shape)}",
             )
 
 

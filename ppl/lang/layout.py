@@ -60,7 +60,8 @@ class Blocks:
     _close = frozenset(("RPAR", "RSQB"))
 
     def process(self, stream: Iterator[Token]) -> Iterator[Token]:
-        indents, open_brackets = [0], []
+        indents = [0]
+        open_brackets: list[bool] = []  # whether it is a binder's
         last: Token | None = None  # the last token that is no line break
         binder_ended = started = False
         for token in stream:

@@ -139,11 +139,11 @@ def _check_depth(item: Node) -> None:
         stack.extend((child, depth + 1) for child in tree.children(node))
 
 
-def _start(part: Any) -> int:
+def _start(part: Any) -> Any:
     return part.start_pos if isinstance(part, Token) else part.span[0]
 
 
-def _end(part: Any) -> int:
+def _end(part: Any) -> Any:
     return part.end_pos if isinstance(part, Token) else part.span[1]
 
 

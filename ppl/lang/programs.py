@@ -87,7 +87,8 @@ def fixed(bound: Bound, observes: frozenset[str] = frozenset()) -> ProgramValue:
         return bound
 
     def freeze() -> ProgramValue:
-        return fixed(Bound(bound.function, *jax.tree.map(stopped, (bound.args, bound.kwargs)), bound.modifications))
+        args, kwargs = jax.tree.map(stopped, (bound.args, bound.kwargs))
+        return fixed(dataclasses.replace(bound, args=args, kwargs=kwargs))
 
     return ProgramValue(bind, (), observes, False, lambda: _constant(freeze()))
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
-import ppl.distributions as dist
 from ppl.lang import tree
 from ppl.lang.builtins import DISTRIBUTIONS, TYPES, integers
 
