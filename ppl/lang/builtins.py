@@ -207,10 +207,11 @@ _COUNTS = frozenset(("total_count", "num_steps", "dimension", "num_categories"))
 def integers(name: str) -> frozenset[str]:
     """The parameters of a distribution that are integers, or not numbers at all."""
     kind: Any = DISTRIBUTIONS[name]
-    if not isinstance(kind, type) or not isinstance(getattr(kind, "arg_constraints", None), dict):
+    limits = getattr(kind, "arg_constraints", None)
+    if not isinstance(limits, dict):
         return _COUNTS
-    kept = {n for n, c in kind.arg_constraints.items() if getattr(c, "is_discrete", False)}
-    kept |= set(parameters(name)) - set(kind.arg_constraints)
+    kept = {n for n, c in limits.items() if getattr(c, "is_discrete", False)}
+    kept |= set(parameters(name)) - set(limits)
     return frozenset(kept - ({"low", "high"} if name != "DiscreteUniform" else set()) | _COUNTS)
 
 
