@@ -1,6 +1,6 @@
 """The text syntax: models, families and objectives written as in a paper, elaborated to the programs of the Python API.
 
-`docs/language.md` is its reference. `layout`, `operators` and `parser` make a `tree` of a text; `check` infers types and shapes;
+`docs/language.md` is its reference. `layout`, `operators` and `parser` make a `tree` of a text; `check` infers types;
 `evaluate`, `statements`, `loops`, `binders` and `densities` elaborate it inside of JAX's tracing; `module` is what a file says.
 """
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
-import ppl.distributions as dist
 from ppl.lang import tree
 from ppl.lang.densities import bind, holds_density, log_of, program_of
 from ppl.lang.distributions import copies, estimator

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 import jax.scipy.special
+import numpyro.distributions as numpyro_distributions
 import optax
 
 import ppl.distributions as dist
@@ -191,7 +192,7 @@ def _distributions() -> dict[str, Any]:
         value = getattr(dist, name, None)
         if name in abstract or not name[0].isupper() or value is None:
             continue
-        if (isinstance(value, type) and issubclass(value, dist.Distribution)) or inspect.isfunction(value):
+        if (isinstance(value, type) and issubclass(value, numpyro_distributions.Distribution)) or inspect.isfunction(value):
             found[name] = value
     return found
 
@@ -205,11 +206,12 @@ _COUNTS = frozenset(("total_count", "num_steps", "dimension", "num_categories"))
 @functools.cache
 def integers(name: str) -> frozenset[str]:
     """The parameters of a distribution that are integers, or not numbers at all."""
-    kind = DISTRIBUTIONS[name]
-    if not isinstance(kind, type) or not isinstance(getattr(kind, "arg_constraints", None), dict):
+    kind: Any = DISTRIBUTIONS[name]
+    limits = getattr(kind, "arg_constraints", None)
+    if not isinstance(limits, dict):
         return _COUNTS
-    kept = {n for n, c in kind.arg_constraints.items() if getattr(c, "is_discrete", False)}
-    kept |= set(parameters(name)) - set(kind.arg_constraints)
+    kept = {n for n, c in limits.items() if getattr(c, "is_discrete", False)}
+    kept |= set(parameters(name)) - set(limits)
     return frozenset(kept - ({"low", "high"} if name != "DiscreteUniform" else set()) | _COUNTS)
 
 

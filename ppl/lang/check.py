@@ -28,7 +28,8 @@ def check(units: Sequence[Any], sizes: Mapping[str, int], imported: Mapping[str,
     names: dict[str, Any] = dict.fromkeys(imported, ANY)
     data: set[str] = set()
     tops: dict[str, Any] = {}
-    for unit in sorted(units, key=lambda unit: not isinstance(unit.item, tree.Data)):  # data first
+    order = {tree.Data: 0, tree.Objective: 2, tree.Fit: 3}
+    for unit in sorted(units, key=lambda unit: order.get(type(unit.item), 1)):
         scope = Scope(report, unit.source, names, data=frozenset(data))
         _CHECK[type(unit.item)](unit.item, scope, tops)
         if isinstance(unit.item, tree.Data):
@@ -66,7 +67,9 @@ def _new(item: Any, name: str, scope: Scope, tops: dict[str, Any]) -> None:
 def type_of(node: tree.Type, scope: Scope, *, new_sizes: bool = False) -> Any:
     """The type that a declaration states."""
     if node.name not in TYPES:
-        return scope.error(node, f"there is no type {node.name!r}", did_you_mean(node.name, TYPES) or f"There are {', '.join(TYPES)}.")
+        return scope.error(
+            node, f"there is no type {node.name!r}", did_you_mean(node.name, TYPES) or f"There are {', '.join(TYPES)}."
+        )
     kind, dimensions = TYPES[node.name], []
     for dimension in node.dimensions:
         if new_sizes and isinstance(dimension, tree.Name) and scope.lookup(dimension.id) is None and dimension.id not in KNOWN:
@@ -113,10 +116,13 @@ def _parameter(parameter: tree.Parameter, scope: Scope, *, learned: bool) -> Any
         kind = types.plain(infer.infer(parameter.initial, scope))
         wanted = types.Distribution if parameter.drawn else Array
         if kind is not ANY and not isinstance(kind, wanted):
-            scope.error(parameter.initial, "expected a distribution behind '~'" if parameter.drawn else "expected a number or array")
+            scope.error(
+                parameter.initial, "expected a distribution behind '~'" if parameter.drawn else "expected a number or array"
+            )
         elif isinstance(kind, wanted) and isinstance(found, Array) and infer.broadcast(kind.shape, found.shape) != found.shape:
             scope.error(
-                parameter.initial, f"the initial value has the shape {scope.shape(kind.shape)}, and the parameter {scope.shape(found.shape)}"
+                parameter.initial,
+                f"the initial value has the shape {scope.shape(kind.shape)}, and the parameter {scope.shape(found.shape)}",
             )
         if parameter.type is None:
             return kind
@@ -127,7 +133,10 @@ def _function(item: tree.Function, scope: Scope, tops: dict[str, Any]) -> None:
     _new(item, item.name, scope, tops)
     for name in item.parameters:
         if name in KNOWN or item.parameters.count(name) > 1:
-            scope.error(item, f"{name!r} cannot be a parameter: it {'stands twice' if name not in KNOWN else 'is a name of the language'}")
+            scope.error(
+                item,
+                f"{name!r} cannot be a parameter: it {'stands twice' if name not in KNOWN else 'is a name of the language'}",
+            )
     inner = scope.child(kind="function")
     inner.names.update(dict.fromkeys(item.parameters, ANY))
     if check_block(item.body, inner) is None:
@@ -141,7 +150,10 @@ def _program(item: tree.Program, scope: Scope, tops: dict[str, Any]) -> None:
     own: set[str] = set()
     for parameter in (*item.parameters, *item.given):
         if parameter.name in own or parameter.name in KNOWN:
-            scope.error(parameter, f"{parameter.name!r} is {'a parameter' if parameter.name in own else 'a name of the language'} already")
+            scope.error(
+                parameter,
+                f"{parameter.name!r} is {'a parameter' if parameter.name in own else 'a name of the language'} already",
+            )
         own.add(parameter.name)
         inner.names[parameter.name] = _parameter(parameter, scope, learned=parameter in item.parameters)
     inner.data = scope.data - own
@@ -152,7 +164,7 @@ def _program(item: tree.Program, scope: Scope, tops: dict[str, Any]) -> None:
     names = tuple(p.name for p in item.given)
     observed = frozenset(inner.observed)
     scope.names[item.name] = types.Program(
-        item.name, names, len(item.parameters), sites, observed, (used & scope.data) - observed, result
+        item.name, names, len(item.parameters), sites, observed, frozenset(used & scope.data) - observed, result
     )
 
 
@@ -160,7 +172,9 @@ def _alias(item: tree.Alias, scope: Scope, tops: dict[str, Any]) -> None:
     _new(item, item.name, scope, tops)
     kind = infer.infer(item.value, scope.child(kind="objective"))
     if kind is not ANY and not isinstance(kind, types.Program):
-        scope.error(item.value, f"a {item.kind} is a program", "Such as marginal(q, x), normalize(p, proposal = q, particles = 10).")
+        scope.error(
+            item.value, f"a {item.kind} is a program", "Such as marginal(q, x), normalize(p, proposal = q, particles = 10)."
+        )
     if isinstance(kind, types.Program):
         kind = types.Program(item.name, kind.names, kind.total, kind.sites, kind.observed, kind.covariates, kind.result)
     scope.names[item.name] = kind
@@ -183,7 +197,9 @@ def _objective(item: tree.Objective, scope: Scope, tops: dict[str, Any]) -> None
     if kind is None:
         scope.error(item, f"the objective {item.name} has no value", "End it with an expression.")
     elif isinstance(kind, Array) and kind.shape:
-        scope.error(item.body[-1], f"an objective is one number, and the shape is {scope.shape(kind.shape)}", "Sum or average it.")
+        scope.error(
+            item.body[-1], f"an objective is one number, and the shape is {scope.shape(kind.shape)}", "Sum or average it."
+        )
     elif kind is not ANY and not isinstance(kind, Array):
         scope.error(item.body[-1], "an objective is one number")
 
@@ -211,7 +227,9 @@ def _check_linear(node: Node, scope: Scope) -> None:
             for found in tree.walk(child):
                 if isinstance(found, tree.Binder) and found.kind == "E":
                     scope.error(
-                        found, f"{what} of an expectation is not estimated without bias", "Expectations are summed, and multiplied by numbers."
+                        found,
+                        f"{what} of an expectation is not estimated without bias",
+                        "Expectations are summed, and multiplied by numbers.",
                     )
                     return
 
@@ -261,7 +279,9 @@ def _optimizer(node: Node, scope: Scope, table: Mapping[str, Any], what: str) ->
         return
     signature = inspect.signature(table[name])
     try:
-        signature.bind(*[0 for a in node.arguments if a.name is None], **{a.name: 0 for a in node.arguments if a.name is not None})
+        signature.bind(
+            *[0 for a in node.arguments if a.name is None], **{a.name: 0 for a in node.arguments if a.name is not None}
+        )
     except TypeError as error:
         scope.error(node, f"{name}: {error}", f"It has {', '.join(signature.parameters)}.")
     for argument in node.arguments:

@@ -23,7 +23,9 @@ def check_block(body: tuple[Node, ...], scope: Scope) -> Any:
         found = _CHECK[type(statement)](statement, scope)
         if isinstance(statement, tree.Return | tree.Evaluate):
             if place != len(body) - 1:
-                scope.error(statement, "what comes after this is never reached" if isinstance(statement, tree.Return) else _NOTHING)
+                scope.error(
+                    statement, "what comes after this is never reached" if isinstance(statement, tree.Return) else _NOTHING
+                )
             result = found
     return result
 
@@ -37,7 +39,9 @@ def check_function(function: types.Function, arguments: tuple[Any, ...]) -> Any:
     scope.names.update(zip(function.definition.parameters, arguments, strict=True))
     result = check_block(function.definition.body, scope)
     if result is None:
-        return scope.error(function.definition, f"the function {function.definition.name} has no value", "End it with 'return ...'.")
+        return scope.error(
+            function.definition, f"the function {function.definition.name} has no value", "End it with 'return ...'."
+        )
     return result
 
 
@@ -85,7 +89,9 @@ def parts_of(node: Node, scope: Scope, drawn: bool) -> tuple[str, list[str], int
                 return None
             last = number
         else:
-            scope.error(place, "the index of what is defined is a loop variable, a number or a range", "Loop variables come first.")
+            scope.error(
+                place, "the index of what is defined is a loop variable, a number or a range", "Loop variables come first."
+            )
             return None
     if tuple(lanes) != scope.loops:
         order = ", ".join((*scope.loops, "..."))[: -5 if scope.loops else None]
@@ -109,7 +115,9 @@ def _draw(node: tree.Draw, scope: Scope) -> None:
         return
     name, lanes, last, counts = parts
     if name in scope.data and scope.kind == "family":
-        scope.error(node.target, f"{name!r} is data, and a family draws what is not known", "A model may have data at its sites.")
+        scope.error(
+            node.target, f"{name!r} is data, and a family draws what is not known", "A model may have data at its sites."
+        )
         return
     if not define(node.target, name, scope, again=bool(lanes) or last is not None):
         return
@@ -152,7 +160,9 @@ def _observation(node: tree.Draw, kind: Any, element: Any, scope: Scope) -> None
             ranges = ", ".join(f"1..{scope.report.sizes.show(size)}" for size in declared.shape)
             hint = f"For independent elements write {node.target.id}[{ranges}] ~ ..., or a loop."
         scope.error(
-            node, f"the data have the shape {scope.shape(declared.shape)}, and the distribution {scope.shape(element.shape)}", hint
+            node,
+            f"the data have the shape {scope.shape(declared.shape)}, and the distribution {scope.shape(element.shape)}",
+            hint,
         )
 
 
@@ -261,7 +271,9 @@ def _begin(node: tree.For, found: tuple[int, int], scope: Scope, inner: Scope) -
         if not isinstance(kind, Pieces) or first < 1 or not covered(first, found[0] - 1, kind.parts):
             shown = f"{name}[{', '.join((*(v for _, v, _ in sorted(outer)), scope.report.sizes.show(first)))}]"
             scope.error(
-                node, f"the recurrence looks at {shown}, which is not defined before it", f"Begin with '{shown} ~ ...' or start the loop later."
+                node,
+                f"the recurrence looks at {shown}, which is not defined before it",
+                f"Begin with '{shown} ~ ...' or start the loop later.",
             )
             inner.names[name] = ANY
             continue
@@ -292,7 +304,10 @@ def _if(node: tree.If, scope: Scope) -> None:
     for name in shared:
         one, other = (types.plain(inner.names.get(name, ANY)) for inner in branches)
         if isinstance(one, Array) and isinstance(other, Array) and one.shape != other.shape:
-            scope.error(node, f"{name!r} has the shape {scope.shape(one.shape)} in one branch and {scope.shape(other.shape)} in the other")
+            scope.error(
+                node,
+                f"{name!r} has the shape {scope.shape(one.shape)} in one branch and {scope.shape(other.shape)} in the other",
+            )
         scope.names[name] = branches[0].names.get(name, ANY)
 
 

@@ -38,7 +38,7 @@ def bind_data(units: Sequence[Any], given: Mapping[str, Any]) -> tuple[dict[str,
             continue
         try:
             data[declaration.name] = _value(declaration, given[declaration.name], sizes, source)
-        except _WrongData as error:
+        except _DataMistakeError as error:
             wrong.append(at(source, declaration.span, str(error)))
         except errors.LanguageError as error:
             wrong.extend(error.diagnostics)
@@ -47,7 +47,7 @@ def bind_data(units: Sequence[Any], given: Mapping[str, Any]) -> tuple[dict[str,
     return sizes, data
 
 
-class _WrongData(Exception):
+class _DataMistakeError(Exception):
     pass
 
 
@@ -55,12 +55,12 @@ def _value(declaration: tree.Declaration, given: Any, sizes: dict[str, int], sou
     kind = declaration.type
     name, dtype = declaration.name, TYPES[kind.name].dtype
     value = given if hasattr(given, "dtype") and hasattr(given, "shape") else np.asarray(given)
-    if value.dtype == object or value.dtype.kind not in "biuf" and not jnp.issubdtype(value.dtype, jnp.floating):
-        raise _WrongData(f"the data {name!r} are no numbers")
+    if value.dtype == object or (value.dtype.kind not in "biuf" and not jnp.issubdtype(value.dtype, jnp.floating)):
+        raise _DataMistakeError(f"the data {name!r} are no numbers")
     dimensions = kind.dimensions
     written = [*dimensions, dimensions[-1]] if TYPES[kind.name].square and dimensions else list(dimensions)
     if value.ndim != len(written):
-        raise _WrongData(
+        raise _DataMistakeError(
             f"{name!r} is declared with {len(written)} dimension{'s' * (len(written) != 1)} and given with the shape "
             f"{list(value.shape)}"
         )
@@ -69,10 +69,10 @@ def _value(declaration: tree.Declaration, given: Any, sizes: dict[str, int], sou
             sizes[node.id] = int(length)
     expected = shape_of(kind.name, tuple(size(node, Environment(source, dict(sizes))) for node in dimensions))
     if tuple(value.shape) != expected:
-        raise _WrongData(f"{name!r} is declared with the shape {list(expected)} and given with {list(value.shape)}")
+        raise _DataMistakeError(f"{name!r} is declared with the shape {list(expected)} and given with {list(value.shape)}")
     if dtype == "float":
         return value.astype(jnp.result_type(float))
     whole = np.asarray(value)
     if whole.dtype.kind == "f" and not np.array_equal(whole, np.round(whole)):
-        raise _WrongData(f"{name!r} is declared as {kind.name} and holds numbers with fractions")
+        raise _DataMistakeError(f"{name!r} is declared as {kind.name} and holds numbers with fractions")
     return value.astype(bool if dtype == "bool" else jnp.result_type(int))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
-import ppl.distributions as dist
 from ppl.lang import tree
 from ppl.lang.builtins import DISTRIBUTIONS, ESTIMATORS, TYPES, integers, parameters
 from ppl.lang.environment import Environment

@@ -18,8 +18,8 @@ from ppl.transforms.normalize import normalize
 def program(node: tree.Call, env: Environment) -> ProgramValue:
     """The program that integrates or normalizes another.
 
-    `marginal(q, x, y, proposal = r, particles = 5)`, `normalize(p, proposal = q, particles = 10)`. A model is conditioned on its
-    data. What the first program is given, the result is given.
+    It is `marginal(q, x, y, proposal = r, particles = 5)` or `normalize(p, proposal = q, particles = 10)`. A model
+    is conditioned on its data. What the first program is given, the result is given.
     """
     assert isinstance(node.function, tree.Name)
     verb = node.function.id
@@ -40,9 +40,10 @@ def program(node: tree.Call, env: Environment) -> ProgramValue:
 
     def freeze() -> ProgramValue:
         held = inner.frozen()
-        return ProgramValue(lambda a, o: make(a, o, held), held.names, held.observes, True)
+        return ProgramValue(lambda a, o: make(a, o, held), held.names, observes, True)
 
-    return ProgramValue(make, () if given else inner.names, inner.observes, inner.constant, freeze)
+    observes = frozenset() if verb == "normalize" else inner.observes
+    return ProgramValue(make, () if given else inner.names, observes, inner.constant, freeze)
 
 
 def _address(node: tree.Node) -> str:

@@ -14,7 +14,7 @@ from ppl.lang.environment import Environment, base_key, lane_places
 from ppl.lang.tree import Node
 from ppl.lang.values import Domain, Drawn, FunctionValue, Pieces, ProgramValue, whole
 
-_OPERATORS = {
+_OPERATORS: dict[str, Any] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,

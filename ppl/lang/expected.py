@@ -51,6 +51,9 @@ def explain(error: lark.exceptions.UnexpectedInput, text: str) -> TreeError:
     else:
         start, found, kind, expected = len(text.rstrip()), "", "$END", set(getattr(error, "expected", ()))
     span = (start, start + max(1, len(found.strip())))
+    opened = _unclosed(text[:start])
+    if opened is not None and (kind == "$END" or not text[start:].strip() or at_top(text, start)):
+        return TreeError((opened, opened + 1), f"{text[opened]!r} is never closed")
     if kind == "_INDENT":
         return TreeError(span, "unexpected indentation", "Only the lines of a block are indented.")
     if kind in ("_NL", "_DEDENT", "$END"):
@@ -70,6 +73,17 @@ def explain(error: lark.exceptions.UnexpectedInput, text: str) -> TreeError:
     if text.startswith("**", start - 1):
         hint = "A power is written x^2."
     return TreeError(span, f"expected {_list(expected)}, found {found!r}", hint)
+
+
+def _unclosed(text: str) -> int | None:
+    """The last bracket that is open at the end of a text."""
+    stack: list[int] = []
+    for match in re.finditer(r"[()\[\]]", text):
+        if match.group() in "([":
+            stack.append(match.start())
+        elif stack:
+            stack.pop()
+    return stack[-1] if stack else None
 
 
 def at_top(text: str, start: int) -> bool:

@@ -13,13 +13,18 @@ def layout(file: tree.File) -> str:
     text, comments = file.text, list(file.comments)
     out: list[str] = []
     last_end = 0
+    before = (0, 0)  # depth of the line printed last, and its column in the text
 
     def gap(start: int) -> bool:
         """Whether a blank line stands between what was printed last and this."""
         between = text[last_end:start]
         return between.count("\n") > 1
 
+    def column(offset: int) -> int:
+        return offset - (text.rfind("\n", 0, offset) + 1)
+
     def take(limit: int, depth: int) -> None:
+        """The comments before a place, those on lines of their own at the depth of the line that they go with."""
         nonlocal last_end
         while comments and comments[0].span[0] < limit:
             comment = comments.pop(0)
@@ -29,7 +34,9 @@ def layout(file: tree.File) -> str:
             else:
                 if out and gap(comment.span[0]) and out[-1]:
                     out.append("")
-                out.append("    " * depth + comment.text)
+                here = column(comment.span[0])
+                inside = depth > before[0] and here > before[1]
+                out.append("    " * (before[0] if here >= before[1] and not inside else depth) + comment.text)
             last_end = comment.span[1]
 
     previous: tree.Node | None = None
@@ -39,13 +46,14 @@ def layout(file: tree.File) -> str:
             start, end = _header(node, entries, place)
             if text:
                 take(start, depth)
-            apart = gap(start) if text and out else False
+            apart = gap(start) if text and out and not isinstance(node, tree.Comment) else False
             if place == 0 and previous is not None and not (text and _comment_before(out)):
                 apart = apart or isinstance(item, _BLOCKS) or isinstance(previous, _BLOCKS)
             if apart and out and out[-1]:
                 out.append("")
             out.append("    " * depth + line)
             last_end = max(last_end, end)
+            before = (depth, column(start) if text else 0)
             if text:
                 stop = text.find("\n", end)
                 take(len(text) if stop < 0 else stop, depth)
@@ -64,7 +72,11 @@ def _header(node: tree.Node, entries: list[tuple[int, str, tree.Node]], place: i
     if isinstance(node, tree.Comment):
         return start, start
     if isinstance(node, (_BLOCKS, tree.For, tree.If)) and place + 1 < len(entries):
-        parts = [child for child in tree.children(node) if isinstance(child, tree.Draw | tree.Define | tree.Factor | tree.Return | tree.Evaluate | tree.For | tree.If)]
+        parts = [
+            child
+            for child in tree.children(node)
+            if isinstance(child, tree.Draw | tree.Define | tree.Factor | tree.Return | tree.Evaluate | tree.For | tree.If)
+        ]
         if parts and not (isinstance(node, tree.Function) and entries[place][1].rstrip()[-1:] != ":"):
             others = [child.span[1] for child in tree.children(node) if child.span[1] <= parts[0].span[0]]
             end = max([start, *others])

@@ -41,7 +41,9 @@ def size(node: Node, scope: Scope) -> int | None:
     if isinstance(kind, Array) and isinstance(kind.value, int):
         return kind.value
     if kind is not ANY:
-        scope.error(node, "expected an integer that is known before anything runs", "A number, a size of data, or a sum of these.")
+        scope.error(
+            node, "expected an integer that is known before anything runs", "A number, a size of data, or a sum of these."
+        )
     return None
 
 
@@ -105,7 +107,8 @@ def _binary(node: tree.Binary, scope: Scope) -> Any:
     shape = broadcast(left.shape, right.shape)
     if shape is None:
         return scope.error(
-            node, f"the shapes {scope.shape(left.shape)} and {scope.shape(right.shape)} do not go together under {node.operator!r}"
+            node,
+            f"the shapes {scope.shape(left.shape)} and {scope.shape(right.shape)} do not go together under {node.operator!r}",
         )
     if node.operator in ("==", "!=", "<", "<=", ">", ">=", "and", "or"):
         return Array(shape, "bool")
@@ -144,10 +147,12 @@ def broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] |
 def _product(node: tree.Binary, left: Array, right: Array, scope: Scope) -> Any:
     shapes = f"{scope.shape(left.shape)} and {scope.shape(right.shape)}"
     if not left.shape or not right.shape:
-        return scope.error(node, f"'@' multiplies matrices and vectors, and the shapes are {shapes}", "Numbers are multiplied with '*'.")
+        return scope.error(
+            node, f"'@' multiplies matrices and vectors, and the shapes are {shapes}", "Numbers are multiplied with '*'."
+        )
     try:
         return types.applied(_matmul, (Array(left.shape, left.dtype), Array(right.shape, right.dtype)))
-    except types.NotThese:
+    except types.WrongTypesError:
         return scope.error(node, f"the shapes {shapes} do not go together under '@'")
 
 
@@ -193,7 +198,9 @@ def _field(node: tree.Field, scope: Scope) -> Any:
 
         if kind.sites:
             return scope.error(
-                node, f"{kind.program} draws no {node.name!r}", did_you_mean(node.name, names) or f"It draws {', '.join(kind.sites)}."
+                node,
+                f"{kind.program} draws no {node.name!r}",
+                did_you_mean(node.name, names) or f"It draws {', '.join(kind.sites)}.",
             )
         return ANY
     if kind is not ANY:

@@ -86,7 +86,7 @@ def _builtin(node: tree.Call, name: str, scope: Scope) -> Any:
         return ANY
     try:
         return types.applied(FUNCTIONS[name], tuple(arguments))
-    except types.NotThese as error:
+    except types.WrongTypesError as error:
         shapes = ", ".join(scope.shape(a.shape) if isinstance(a, Array) else scope.report.sizes.show(a) for a in arguments)
         return scope.error(node, f"{name} cannot take arguments of the shapes {shapes or '(none)'}", f"({error})")
 
@@ -97,7 +97,9 @@ def _user(node: tree.Call, kind: types.Function, arguments: list[Any], scope: Sc
     definition = kind.definition
     if len(arguments) != len(definition.parameters) or node.given or any(a.name for a in node.arguments):
         names = ", ".join(definition.parameters)
-        return scope.error(node, f"{definition.name}({names}) takes {len(definition.parameters)} arguments, and is given {len(arguments)}")
+        return scope.error(
+            node, f"{definition.name}({names}) takes {len(definition.parameters)} arguments, and is given {len(arguments)}"
+        )
     report = scope.report
     plain = tuple(types.plain(a) for a in arguments)
     key = (id(definition), plain)
@@ -109,11 +111,11 @@ def _user(node: tree.Call, kind: types.Function, arguments: list[Any], scope: Sc
         if report.depth >= DEEPEST:
             return scope.error(node, f"functions call one another more than {DEEPEST} deep")
         report.depth += 1
-        before, found = report.cost, len(report.diagnostics)
+        before, found = report.cost, len(set(report.diagnostics))
         result = check_function(kind, plain)
         report.depth -= 1
         cached = (result, report.cost - before)
-        if len(report.diagnostics) > found and scope.kind != "function":
+        if len(set(report.diagnostics)) > found and scope.kind != "function":
             scope.error(node, f"... in this call of {definition.name}")
         if key is not None:
             report.calls[key] = cached
@@ -156,7 +158,7 @@ def infer_distribution(node: tree.Call, arguments: tuple[tree.Argument, ...], sc
     reduced = tuple((k, _parameter(v)) for k, v in found.items())
     try:
         return types.distribution(name, reduced)
-    except types.NotThese as error:
+    except types.WrongTypesError as error:
         shapes = ", ".join(f"{k} {scope.shape(v.shape)}" for k, v in found.items())
         return scope.error(node, f"{name} cannot take parameters of these shapes: {shapes}", f"({error})")
 
@@ -181,7 +183,9 @@ def _flat(node: tree.Call, arguments: tuple[tree.Argument, ...], scope: Scope) -
     if len(shape) < event_dim:
         return scope.error(value or node, f"{name.id} needs a size: {name.id}[n]")
     batch = shape[: len(shape) - event_dim]
-    return types.Distribution("Flat", (("type", name.id), ("batch", batch), ("event", shape[len(batch) :])), batch, shape[len(batch) :])
+    return types.Distribution(
+        "Flat", (("type", name.id), ("batch", batch), ("event", shape[len(batch) :])), batch, shape[len(batch) :]
+    )
 
 
 def _density(node: tree.Call, scope: Scope) -> Any:
@@ -200,7 +204,8 @@ def _density(node: tree.Call, scope: Scope) -> Any:
     shape = infer.broadcast(value.shape[: len(value.shape) - events], kind.batch)
     if shape is None:
         return scope.error(
-            node, f"the value has the shape {scope.shape(value.shape)}, the distribution {scope.shape(kind.shape)}: they do not go together"
+            node,
+            f"the value has the shape {scope.shape(value.shape)}, and the distribution {scope.shape(kind.shape)}",
         )
     return Array(shape)
 
@@ -236,6 +241,7 @@ def _derivative(node: tree.Binder, scope: Scope) -> Any:
         return Array(variable.shape)
     if variable.shape:
         return scope.error(
-            node, f"D[{node.clauses[0].id}] is the derivative in a number, and {node.clauses[0].id} has the shape {scope.shape(variable.shape)}"
+            node,
+            f"D[x] is the derivative in a number, and {node.clauses[0].id} has the shape {scope.shape(variable.shape)}",
         )
     return Array(kind.shape)

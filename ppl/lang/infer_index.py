@@ -74,7 +74,9 @@ def _inside(place: Node, low: int, high: int, length: int, scope: Scope) -> None
     if low < 1:
         scope.error(place, f"the index {show(low)} is below 1; the axis has {show(length)} elements")
     elif types.exceeds(high, length):
-        scope.error(place, f"the index {'reaches' if high != low else 'is'} {show(high)}, and the axis has {show(length)} elements")
+        scope.error(
+            place, f"the index {'reaches' if high != low else 'is'} {show(high)}, and the axis has {show(length)} elements"
+        )
 
 
 def _place(place: Node, scope: Scope) -> None:
@@ -86,7 +88,9 @@ def _place(place: Node, scope: Scope) -> None:
 
 def _trace(node: tree.Index, kind: types.Trace, scope: Scope) -> Any:
     if kind.count is None:
-        return scope.error(node, f"this is one draw of {kind.program}, without an index", f"Draw several with 'z[1..K] ~ {kind.program}'.")
+        return scope.error(
+            node, f"this is one draw of {kind.program}, without an index", f"Draw several with 'z[1..K] ~ {kind.program}'."
+        )
     (place, *rest) = node.places
     if rest or isinstance(place, tree.All):
         return scope.error(node, "one index picks one of the draws")
@@ -109,9 +113,11 @@ def _pieces(node: tree.Index, kind: types.Pieces, scope: Scope) -> Any:
     high = index.value if isinstance(index.value, int) else index.high
     if low is not None and high is not None and not covered(low, high, kind.parts):
         show = scope.report.sizes.show
+        place = f"reaches from {show(low)} to {show(high)}" if low != high else f"is {show(low)}"
         known = ", ".join(show(a) if b == a + 1 else f"{show(a)}..{show(b - 1)}" for a, b in kind.parts)
         return scope.error(
-            first, f"the index {'reaches from ' + show(low) + ' to ' + show(high) if low != high else 'is ' + show(low)}, and defined are {known}"
+            first,
+            f"the index {place}, and defined are {known}",
         )
     if not rest:
         return kind.element

@@ -20,13 +20,17 @@ def infer_density(node: tree.Call, program: types.Program, scope: Scope) -> Any:
         value = argument.value
         if isinstance(kind, types.Trace):
             if kind.count is not None:
-                return scope.error(value, f"this is {scope.report.sizes.show(kind.count)} draws of {kind.program}", "Pick one: z[k].")
+                return scope.error(
+                    value, f"this is {scope.report.sizes.show(kind.count)} draws of {kind.program}", "Pick one: z[k]."
+                )
             sites = None if sites is None or not kind.sites else {**sites, **kind.sites}
         elif isinstance(value, tree.Name) and value.id in program.observed:
             named.add(value.id)
         elif isinstance(value, tree.Name) and value.id in program.covariates:
             return scope.error(
-                value, f"{value.id} is not observed in {program.name}: it stands at no site", f"Leave it out: {program.name} knows it."
+                value,
+                f"{value.id} is not observed in {program.name}: it stands at no site",
+                f"Leave it out: {program.name} knows it.",
             )
         elif kind is not ANY and program.sites is not None:
             return scope.error(value, f"expected a draw, or data that {program.name} observes")
@@ -37,7 +41,11 @@ def infer_density(node: tree.Call, program: types.Program, scope: Scope) -> Any:
     if missing:
         shown = ", ".join(missing)
         written = ", ".join(_shown(a.value) for a in node.arguments)
-        return scope.error(node, f"the density of {program.name} leaves out the data {shown}", f"Write {program.name}({', '.join([written, *missing])}).")
+        return scope.error(
+            node,
+            f"the density of {program.name} leaves out the data {shown}",
+            f"Write {program.name}({', '.join([written, *missing])}).",
+        )
     if sites is not None and program.sites is not None:
         _compare(node, program, sites, scope)
     return Array()
@@ -57,13 +65,17 @@ def _compare(node: tree.Call, program: types.Program, sites: dict[str, Any], sco
     if missing or extra:
         parts = [f"{program.name} has {', '.join(missing)}, which was not drawn"] * bool(missing)
         parts += [f"{', '.join(extra)} was drawn, which {program.name} does not have"] * bool(extra)
-        scope.error(node, "the draw does not fit: " + "; ".join(parts), did_you_mean(missing[0], extra) if missing and extra else "")
+        scope.error(
+            node, "the draw does not fit: " + "; ".join(parts), did_you_mean(missing[0], extra) if missing and extra else ""
+        )
         return
     for name, kind in wanted.items():
         other = sites[name]
         if isinstance(kind, Array) and isinstance(other, Array) and kind.shape != other.shape:
             scope.error(
-                node, f"{name} has the shape {scope.shape(kind.shape)} in {program.name}, and was drawn with {scope.shape(other.shape)}"
+                node,
+                f"{name} has the shape {scope.shape(kind.shape)} in {program.name}, "
+                f"and was drawn with {scope.shape(other.shape)}",
             )
 
 
@@ -111,7 +123,9 @@ def infer_estimand(node: tree.Call, scope: Scope) -> Any:
         elif name == "proposal" and not isinstance(kind := _proposal(argument.value, scope), types.Program) and kind is not ANY:
             scope.error(argument.value, "a proposal is a program")
     if verb == "normalize" and not {"proposal", "particles"} <= set(options):
-        return scope.error(node, "normalize needs a proposal and a number of particles", "normalize(p, proposal = q, particles = 10)")
+        return scope.error(
+            node, "normalize needs a proposal and a number of particles", "normalize(p, proposal = q, particles = 10)"
+        )
     if not isinstance(inner, types.Program):
         return inner if inner is ANY else scope.error(node.arguments[0], f"{verb} takes a program")
     keep = node.arguments[1:]
@@ -122,8 +136,14 @@ def infer_estimand(node: tree.Call, scope: Scope) -> Any:
             return scope.error(node, "marginal needs the names that are kept", "marginal(q, x, y) keeps x and y.")
         if kept is not None:
             for argument in keep:
-                if argument.name is None and isinstance(argument.value, tree.Name) and argument.value.id not in {n.split("/")[0] for n in kept}:
-                    return scope.error(argument, f"{inner.name} draws no {argument.value.id!r}", did_you_mean(argument.value.id, kept))
+                if (
+                    argument.name is None
+                    and isinstance(argument.value, tree.Name)
+                    and argument.value.id not in {n.split("/")[0] for n in kept}
+                ):
+                    return scope.error(
+                        argument, f"{inner.name} draws no {argument.value.id!r}", did_you_mean(argument.value.id, kept)
+                    )
             kept = {n: k for n, k in kept.items() if n.split("/")[0] in names or n in inner.observed}
     given = () if isinstance(node.arguments[0].value, tree.Call) else inner.names
     if kept is not None and verb == "normalize":

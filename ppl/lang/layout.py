@@ -48,6 +48,10 @@ def blanked(source: Source) -> tuple[str, tuple[Comment, ...]]:
     return text.replace("\r", " ") + "\n", tuple(comments)
 
 
+_GOES_ON = frozenset(("OPERATOR", "MINUS", "AND"))
+"""A line that ends with one of these, or with the `]` of `E[z ~ q]`, goes on if the next is indented more."""
+
+
 class Blocks:
     """From line breaks and the blanks after them to the beginnings and ends of blocks. For lark's `postlex`."""
 
@@ -56,30 +60,29 @@ class Blocks:
     _close = frozenset(("RPAR", "RSQB"))
 
     def process(self, stream: Iterator[Token]) -> Iterator[Token]:
-        depth, indents, last = 0, [0], None
-        started = False
+        indents = [0]
+        open_brackets: list[bool] = []  # whether it is a binder's
+        last: Token | None = None  # the last token that is no line break
+        binder_ended = started = False
         for token in stream:
+            if token.type == "_NL":
+                width = len(token) - (token.rfind("\n") + 1)
+                goes_on = width > indents[-1] and (binder_ended or (last is not None and last.type in _GOES_ON))
+                if started and not open_brackets and not goes_on:
+                    yield token
+                    yield from self._indentation(token, indents)
+                continue
+            if not started and token.column != 1:
+                raise TreeError((token.start_pos or 0, token.end_pos or 1), "unexpected indentation")
+            started, binder_ended = True, False
+            if token.type in self._open:
+                open_brackets.append(last is not None and last.type == "BINDER")
+                if len(open_brackets) > MOST_NESTED:
+                    raise too_deep((token.start_pos or 0, token.end_pos or 1))
+            elif token.type in self._close and open_brackets:
+                binder_ended = open_brackets.pop()
             last = token
-            if token.type != "_NL":
-                if not started and token.column != 1:
-                    raise TreeError((token.start_pos, token.end_pos), "unexpected indentation")
-                started = True
-                if token.type in self._open:
-                    depth += 1
-                    if depth > MOST_NESTED:
-                        raise too_deep((token.start_pos, token.end_pos))
-                elif token.type in self._close:
-                    depth -= 1
-                yield token
-                continue
-            if depth > 0:
-                continue
-            if not started:
-                if not token.endswith("\n") and token.end_pos is not None:
-                    pass
-                continue
             yield token
-            yield from self._indentation(token, indents)
         for _ in indents[1:]:
             yield _mark("_DEDENT", last)
 
@@ -104,6 +107,3 @@ class Blocks:
 def _mark(kind: str, token: Any) -> Token:
     end = token.end_pos
     return Token(kind, "", start_pos=end, end_pos=end, line=token.end_line, column=token.end_column)
-
-
-__all__ = ["LARGEST", "Any", "Blocks", "blanked"]

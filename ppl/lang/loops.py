@@ -164,7 +164,9 @@ def _plate(name: str, span: Domain, rows: dict[Row, tuple[Any, int]], body: Call
         size = span.length
         chosen = subsample(name, span.length, span.batch) + (span.start - 1)
         index = chosen + 1
-        arrays = [jax.tree.map(lambda x, a=axis: jnp.take(x, chosen, axis=a), value) for value, axis in zip(arrays, axes)]
+        arrays = [
+            jax.tree.map(lambda x, a=axis: jnp.take(x, chosen, axis=a), value) for value, axis in zip(arrays, axes, strict=True)
+        ]
 
     def one(rows: list[Any], index: Any) -> list[Any]:
         found = body(dict(zip(keys, rows, strict=True)), index)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lark import Token
 
-from ppl.lang.tree import Binary, Binder, Call, Node, Span, Tuple, Unary
+from ppl.lang.tree import Binary, Binder, Call, Node, Span, Unary
 
 LEVELS = {
     "..": 1,
@@ -101,8 +101,7 @@ def _operand(items: Sequence[Any], place: int, depth: int) -> tuple[Node, int]:
 
 def _refuse_power_of_log(items: Sequence[Any], place: int, log: Token, operand: Node) -> None:
     """`log x^2` reads as the logarithm of a square, and is none."""
-    written_apart = operand.span[0] > log.end_pos and not isinstance(operand, Call | Tuple)
+    start, end = log.start_pos or 0, log.end_pos or 0
+    written_apart = operand.span[0] > end and not isinstance(operand, Call)
     if place < len(items) and items[place] == "^" and written_apart:
-        raise TreeError(
-            (log.start_pos, items[place].end_pos), "it is not clear what the power is of", "Write log(x^2) or (log x)^2."
-        )
+        raise TreeError((start, items[place].end_pos), "it is not clear what the power is of", "Write log(x^2) or (log x)^2.")

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from numpyro.distributions import biject_to
 
-import ppl.distributions as dist
 from ppl.lang import tree
 from ppl.lang.builtins import TYPES
 from ppl.lang.diagnostics import Source, at, fail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -113,9 +114,15 @@ def _all(source: Source, blank: str, first: TreeError) -> list[Diagnostic]:
         last = line
         old = lines[line]
         indent = len(old) - len(old.lstrip())
-        if old.rstrip().endswith(":") or error.message.startswith("unexpected indentation"):
+        if indent == 0:  # the whole item
+            lines[line] = " " * len(old)
+            while line + 1 < len(lines) and (not lines[line + 1].strip() or lines[line + 1].startswith(" ")):
+                line += 1
+                lines[line] = " " * len(lines[line])
+        elif old.rstrip().endswith(":") or error.message.startswith("unexpected indentation"):
             return found
-        lines[line] = " " * indent + ("_" if indent else "").ljust(len(old) - indent) if old else old
+        else:
+            lines[line] = " " * indent + "_".ljust(len(old) - indent)
         try:
             _items("\n".join(lines))
             return found
@@ -132,11 +139,11 @@ def _check_depth(item: Node) -> None:
         stack.extend((child, depth + 1) for child in tree.children(node))
 
 
-def _start(part: Any) -> int:
+def _start(part: Any) -> Any:
     return part.start_pos if isinstance(part, Token) else part.span[0]
 
 
-def _end(part: Any) -> int:
+def _end(part: Any) -> Any:
     return part.end_pos if isinstance(part, Token) else part.span[1]
 
 
@@ -316,7 +323,7 @@ RULES = {
     "all": lambda k, s: tree.All(span=s),
     "field": lambda k, s: tree.Field(k[0], str(k[1]), span=s),
     "transpose": lambda k, s: tree.Transpose(k[0], span=s),
-    "group": lambda k, s: k[0],
+    "group": lambda k, s: dataclasses.replace(k[0], span=s),
     "tuple": lambda k, s: tree.Tuple(tuple(k), span=s),
     "absolute": lambda k, s: tree.Absolute(k[0], span=s),
     "list": lambda k, s: tree.List(tuple(k), span=s),

@@ -71,13 +71,13 @@ def _binary(operator: str, left: Node, right: Node) -> tuple[str, int]:
     left_least, right_least = (level + 1, level) if operator == "^" else (level if chains else level + 1, level + 1)
     one = _at(left, left_least)
     other = _at(right, right_least)
-    if _ends_open(left):
+    if operator == "^" and isinstance(left, tree.Unary) and left.operator == "log":
+        one = f"({_print(left)[0]})"
+    elif _ends_open(left):
         one = one if one.startswith("(") and one.endswith(")") and _at(left, 99) == one else f"({_print(left)[0]})"
     if operator == "^" and isinstance(right, tree.Unary) and right.operator == "-":
         other = f"({_print(right)[0]})"
     space = "" if operator in ("^", "..") else " "
-    if operator == ".." and not all(isinstance(side, tree.Name | tree.Number) for side in (left, right)):
-        space = " " if _print(left)[1] < MINUS or _print(right)[1] < MINUS else ""
     return f"{one}{space}{operator}{space}{other}", level
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 from ppl.lang import tree
 from ppl.lang.environment import Environment
 from ppl.lang.statements import assigned, run_block
-from ppl.lang.values import ProgramValue, whole
+from ppl.lang.values import FunctionValue, ProgramValue, whole
 from ppl.program import Bound
 
 
@@ -28,7 +29,8 @@ def program_value(
     observes = observable(definition, data)
 
     def run(values: Mapping[str, Any], observed: Mapping[str, Any]) -> Any:
-        inner = env.child(name=definition.name, objective=False, observed=frozenset(observed) & observes)
+        around = held(env) if constant else env
+        inner = around.child(name=definition.name, objective=False, observed=frozenset(observed) & observes)
         for name in observes:
             inner.values.pop(name, None)
         inner.values.update(values)
@@ -58,6 +60,20 @@ def program_value(
     return ProgramValue(bind, names, observes, constant, freeze)
 
 
+def held(env: Environment) -> Environment:
+    """The file's environment with all parameters held constant, also inside of functions and other programs."""
+    constant = dataclasses.replace(env, values={}, rows={})
+    for name, value in env.values.items():
+        if isinstance(value, FunctionValue):
+            inner = dataclasses.replace(value.environment, values=constant.values)
+            constant.values[name] = FunctionValue(value.definition, inner)
+        elif isinstance(value, ProgramValue):
+            constant.values[name] = value.frozen()
+        else:
+            constant.values[name] = jax.tree.map(stopped, value)
+    return constant
+
+
 def stopped(leaf: Any) -> Any:
     return jax.lax.stop_gradient(leaf) if hasattr(leaf, "dtype") else leaf
 
@@ -71,7 +87,8 @@ def fixed(bound: Bound, observes: frozenset[str] = frozenset()) -> ProgramValue:
         return bound
 
     def freeze() -> ProgramValue:
-        return fixed(Bound(bound.function, *jax.tree.map(stopped, (bound.args, bound.kwargs)), bound.modifications))
+        args, kwargs = jax.tree.map(stopped, (bound.args, bound.kwargs))
+        return fixed(dataclasses.replace(bound, args=args, kwargs=kwargs))
 
     return ProgramValue(bind, (), observes, False, lambda: _constant(freeze()))
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
-import ppl.distributions as dist
 from ppl.lang import tree
 from ppl.lang.builtins import DISTRIBUTIONS, TYPES, integers
 
@@ -84,11 +84,11 @@ DTYPES: dict[str, Any] = {
 }
 
 
-class Any_:
+class Unknown:
     """Nothing is known: what comes from Python, and what was wrong and has been reported."""
 
 
-ANY = Any_()
+ANY = Unknown()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Function:
     scope: Any
 
 
-class NotThese(Exception):
+class WrongTypesError(Exception):
     """A function or distribution cannot take arguments of these types."""
 
 
@@ -179,13 +179,18 @@ def applied(function: Any, arguments: tuple[Any, ...]) -> Any:
         return from_struct(jax.eval_shape(call, *structs))
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise NotThese(lines[0] if lines else type(error).__name__) from None
+        raise WrongTypesError(lines[0] if lines else type(error).__name__) from None
 
 
 @functools.lru_cache(maxsize=8192)
 def distribution(name: str, parameters: tuple[tuple[str, Any], ...]) -> Distribution:
     """The type of a distribution with parameters of these types."""
     made: dict[str, Any] = {}
+    structs = _structs(parameters)
+    large = sorted({size for struct in structs for size in struct.shape if named(size)})
+    small = {size: 401 + 12 * place for place, size in enumerate(large)}  # NumPyro makes matrices of these sizes
+    back = {other: size for size, other in small.items()}
+    structs = [jax.ShapeDtypeStruct(tuple(small.get(size, size) for size in s.shape), s.dtype) for s in structs]
 
     def construct(arrays: list[Any]) -> Any:
         built = _construct(name, parameters, iter(arrays))
@@ -195,14 +200,13 @@ def distribution(name: str, parameters: tuple[tuple[str, Any], ...]) -> Distribu
         return 0
 
     try:
-        jax.eval_shape(construct, _structs(parameters))
+        jax.eval_shape(construct, structs)
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise NotThese(lines[0] if lines else type(error).__name__) from None
+        raise WrongTypesError(lines[0] if lines else type(error).__name__) from None
     discrete = made["discrete"]
-    return Distribution(
-        name, parameters, made["batch"], made["event"], "int" if discrete else "float", discrete and name in _CATEGORICAL
-    )
+    batch, event = (tuple(back.get(size, size) for size in made[part]) for part in ("batch", "event"))
+    return Distribution(name, parameters, batch, event, "int" if discrete else "float", discrete and name in _CATEGORICAL)
 
 
 _CATEGORICAL = frozenset(("Categorical", "CategoricalProbs", "CategoricalLogits", "Bernoulli", "OrderedLogistic"))
