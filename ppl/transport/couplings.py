@@ -145,7 +145,7 @@ def entropic(epsilon: float, **options: Any) -> Callable[[Any], Any]:
 
     def match(cost: Any) -> Any:
         geom = geometry.Geometry(cost_matrix=cost, epsilon=epsilon)
-        plan = linear.solve(geom, **options)
+        plan: Any = linear.solve(geom, **options)
         log_plan = (plan.f[:, None] + plan.g[None, :] - cost) / epsilon
         gumbel = sample("gumbel", dist.Gumbel(jnp.zeros_like(cost), 1.0).to_event(2))
         return assignment(-jax.lax.stop_gradient(log_plan + gumbel))

@@ -77,7 +77,10 @@ class FlowjaxDistribution(numpyro_dist.Distribution):
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """A mixture draws its component, through which there is no path."""
-        return not any("Mixture" in type(part).__name__ for part in _modules(self._whole[0]))
+        from flowjax.distributions import VmapMixture
+
+        parts = jax.tree.leaves(self._whole[0], is_leaf=lambda part: isinstance(part, VmapMixture))
+        return not any(isinstance(part, VmapMixture) for part in parts)
 
     @property
     def _whole(self) -> Any:
@@ -90,12 +93,6 @@ class FlowjaxDistribution(numpyro_dist.Distribution):
     def log_prob(self, value: Any) -> Any:
         base, condition = self._whole
         return base.log_prob(value, condition)
-
-
-def _modules(module: Any) -> list[Any]:
-    found: list[Any] = []
-    jax.tree.map(lambda x: None, module, is_leaf=lambda x: isinstance(x, eqx.Module) and bool(found.append(x)))
-    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,10 +131,8 @@ class Bijection:
             return ravel_pytree(x)[0], log_det
 
         (x, log_det), pull = jax.vjp(moved, flat)
-        jacobian, slope = (
-            jax.vmap(lambda e: pull((e, jnp.zeros_like(log_det)))[0])(jnp.eye(x.size, dtype=x.dtype)),
-            pull((jnp.zeros_like(x), jnp.ones_like(log_det)))[0],
-        )
+        jacobian = jax.vmap(lambda row: pull((row, jnp.zeros_like(log_det)))[0])(jnp.eye(x.size, dtype=x.dtype))
+        (slope,) = pull((jnp.zeros_like(x), jnp.ones_like(log_det)))
         score_x = jnp.linalg.solve(jacobian.T, ravel_pytree(score)[0] - slope)
         return unravel(x), log_det, unravel(score_x)
 

@@ -37,9 +37,14 @@ class Transport(Protocol):
         estimate: if the log determinant is an unbiased estimate, what it is estimated by; None if it is exact.
     """
 
-    name: str
-    support: Any
-    estimate: str | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def support(self) -> Any: ...
+
+    @property
+    def estimate(self) -> str | None: ...
 
     def forward(self, parameters: Any, z: Any) -> Any: ...
 
