@@ -21,7 +21,7 @@ COSTS = {
 }
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 96])
+@pytest.mark.parametrize("n", [1, 5, 96])
 def test_assignment_is_exact(n):
     solve = jax.jit(transport.assignment)
     for name, cost in COSTS.items():
@@ -38,8 +38,8 @@ def test_assignment_ends_whatever_it_is_given():
     matrix = jnp.full((5, 5), jnp.nan)
     assert sorted(np.asarray(jax.jit(transport.assignment)(matrix))) == list(range(5))
     batch = jax.random.normal(jax.random.key(0), (3, 6, 6))
-    together = jax.jit(jax.vmap(transport.assignment))(batch)
-    np.testing.assert_array_equal(together, [transport.assignment(matrix) for matrix in batch])
+    for matrix, found in zip(batch, jax.jit(jax.vmap(transport.assignment))(batch), strict=True):
+        np.testing.assert_array_equal(found, scipy.optimize.linear_sum_assignment(matrix)[1])
     with pytest.raises(errors.ValueShapeError, match=r"square matrix of costs, got the shape \(2, 3\)"):
         transport.assignment(jnp.ones((2, 3)))
 
@@ -49,11 +49,13 @@ def test_optimal_pairs_are_a_permutation_of_what_was_drawn():
         dist.Normal(jnp.zeros(2), 1.0).to_event(1), dist.Normal(jnp.ones(2), 1.0).to_event(1), size=32
     )
     key = jax.random.key(0)
-    plain = ppl.Bound(lambda: ppl.sample("pairs", pairs)).sample(key)  # at the address that `optimal` gives it: the same draws
+    plain = jax.jit(ppl.Bound(lambda: ppl.sample("pairs", pairs)).sample)(
+        key
+    )  # at the address that `optimal` gives it: the same draws
     for match in (transport.assignment, transport.entropic(0.5)):
         x0, x1 = jax.jit(transport.optimal(pairs, match=match).sample)(key)
-        np.testing.assert_array_equal(x0, plain[0])
-        np.testing.assert_array_equal(sorted(map(tuple, np.asarray(x1))), sorted(map(tuple, np.asarray(plain[1]))))
+        np.testing.assert_allclose(x0, plain[0], rtol=1e-6)
+        np.testing.assert_allclose(sorted(map(tuple, np.asarray(x1))), sorted(map(tuple, np.asarray(plain[1]))), rtol=1e-5)
         assert jnp.sum((x0 - x1) ** 2) < 0.8 * jnp.sum((plain[0] - plain[1]) ** 2)
 
 

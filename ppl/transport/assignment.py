@@ -121,18 +121,22 @@ def _shortest_path(cost: Any, row: Any, prices: Any, row_of: Any) -> tuple[Any, 
         column = _first(open_, least)
         return distance, previous, done, row_of[column] < 0, column, least
 
+    # Both loops end by themselves for finite costs; the bounds are for others.
     start = step(cost[row] - prices, jnp.full(size, row), jnp.zeros(size, bool))
-    distance, previous, done, _, column, least = jax.lax.while_loop(lambda state: ~state[3], scan, start)
+    (distance, previous, done, _, column, least), _ = jax.lax.while_loop(
+        lambda state: ~state[0][3] & (state[1] < size), lambda state: (scan(state[0]), state[1] + 1), (start, 0)
+    )
     prices = prices + jnp.where(done, distance - least, 0.0)
     taken = jnp.where(row_of < 0, size, row_of)
     column_of = jnp.zeros(size, int).at[taken].set(jnp.arange(size), mode="drop")
 
     def exchange(state: Any) -> Any:
-        column, row_of, _ = state
+        column, row_of, _, count = state
         taker = previous[column]
-        return column_of[taker], row_of.at[column].set(taker), taker
+        return column_of[taker], row_of.at[column].set(taker), taker, count + 1
 
-    _, row_of, _ = jax.lax.while_loop(lambda state: state[2] != row, exchange, (column, row_of, jnp.array(-1)))
+    first = (column, row_of, jnp.full_like(row, -1), 0)
+    _, row_of, _, _ = jax.lax.while_loop(lambda state: (state[2] != row) & (state[3] < size), exchange, first)
     return prices, row_of
 
 
