@@ -17,7 +17,7 @@ def sphere_flow(**options):
     """A field that is not tangent by itself, from a distribution about a pole."""
     shift = jnp.array([[0.3, 1.0, -0.2], [0.1, -0.4, 0.8], [0.5, 0.2, 0.6]])
     base = dist.VonMisesFisher(POLE, 1.5)
-    return transport.ode_flow(base, lambda x, t: shift @ x * (1 + t) + jnp.sin(3 * x), manifold=SPHERE, **options)
+    return transport.ode_flow(base, lambda x, t: 0.5 * shift @ x * (1 + t) + 0.2 * jnp.sin(3 * x), manifold=SPHERE, **options)
 
 
 def sphere_grid(n):

@@ -51,12 +51,13 @@ class Sphere:
 
     def geodesic(self, t: Any, x0: Any, x1: Any) -> Any:
         cosine = jnp.sum(x0 * x1, axis=-1, keepdims=True)
-        sine = jnp.linalg.norm(x1 - cosine * x0, axis=-1, keepdims=True)
-        angle = jnp.arctan2(sine, cosine)  # not arccos, which loses half of the digits of small angles
-        small = angle < 1e-4
-        safe = jnp.where(small, 1.0, jnp.sin(angle))
-        towards = jnp.where(small, 1.0, angle / safe) * (x1 - cosine * x0)  # the tangent vector of this length
-        return self.exp(x0, t * towards)
+        towards = x1 - cosine * x0
+        squared = jnp.sum(towards**2, axis=-1, keepdims=True)
+        small = squared < 1e-8
+        sine = jnp.sqrt(jnp.where(small, 1.0, squared))
+        # The angle by arctan2, not arccos, which loses half of the digits where it is small.
+        ratio = jnp.where(small, 1.0, jnp.arctan2(sine, cosine) / sine)
+        return self.exp(x0, t * ratio * towards)
 
     def exp(self, x: Any, v: Any) -> Any:
         """Where a geodesic of velocity v is after unit time."""
