@@ -76,7 +76,7 @@ def objective(static: Any) -> ppl.Expectation:
 
 
 def couplings(size: int) -> dict[str, ppl.Bound]:
-    pairs = transport.independent(batch(eight_gaussians(), size), batch(moons(), size), size=size)
+    pairs = transport.independent(eight_gaussians(), moons(), size=size).detach()
     return {"independent": pairs, "optimal": transport.optimal(pairs)}
 
 

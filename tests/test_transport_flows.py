@@ -196,6 +196,19 @@ def test_a_flow_over_the_addresses_of_a_program():
         program.condition(a=1.0).log_density({"b": jnp.zeros(3)})
 
 
+def test_there_is_no_density_outside_of_the_image():
+    """The image of a uniform under x -> e x."""
+    program = ode_flow(dist.Uniform(0.0, 1.0), lambda x, t: x, steps=10)
+    x = jnp.array([-0.1, 0.1, 2.6, 2.8])
+    np.testing.assert_allclose(jax.vmap(program.log_density)(x), [-np.inf, -1.0, -1.0, -np.inf], atol=1e-4)
+
+    def moving(high):
+        return ode_flow(dist.Uniform(0.0, high), lambda x, t: x).log_density(1.0)
+
+    with pytest.raises(errors.SupportError, match="moves with parameters"):
+        jax.jit(moving)(2.0)
+
+
 def test_detached_draws_leave_the_score_of_the_density():
     """`E[d log q(x)] = 0` at fixed x, which is what is left."""
     objective = ppl.expectation(lambda a: ppl.simulate(linear_flow(a, steps=10).detach())[1])

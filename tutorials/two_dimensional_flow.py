@@ -103,12 +103,14 @@ def trajectories(net, x0, steps=20):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few steps only")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("two_dimensional_flow.png"), help="where the picture goes")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("two_dimensional_flow.png"), help="where the picture goes"
+    )
     options = parser.parse_args(arguments)
     steps, count = (300, 300) if options.quick else (4000, 1000)
 
     data = two_moons()
-    pairs = transport.independent(SOURCE, transport.rows(data, BATCH), size=BATCH).detach()
+    pairs = transport.independent(SOURCE, transport.rows(data), size=BATCH).detach()
     start = network(jax.random.key(0))
     nets = {"independent pairs": train(pairs, steps, start)}
     nets["optimal pairs"] = train(transport.optimal(pairs), steps, start)

@@ -17,25 +17,23 @@ from ppl.transport.assignment import assignment
 from ppl.transport.pushforward import Flow
 
 
-def rows(data: Any, size: int | None = None) -> Bound:
-    """A program that draws one row of data, or `size` of them, independently. Data are any pytree with a common leading axis.
+def rows(data: Any) -> Bound:
+    """A program that draws one row of data, uniformly. Data are any pytree with a common leading axis.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl
-        >>> points, labels = ppl.transport.rows((jnp.ones((10, 2)), jnp.arange(10)), 4).sample(jax.random.key(0))
-        >>> points.shape, labels.shape
-        ((4, 2), (4,))
+        >>> point, label = ppl.transport.rows((jnp.ones((10, 2)), jnp.arange(10))).sample(jax.random.key(0))
+        >>> point.shape, label.shape
+        ((2,), ())
     """
-    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(data) if jnp.ndim(leaf)}
-    if len(lengths) != 1:
-        raise errors.ValueShapeError(f"the arrays of the data have different lengths: {sorted(lengths)}.\n  {user_frame()}")
-
-    (length,) = lengths
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    if len(lengths) != 1 or () in lengths:
+        raise errors.ValueShapeError(f"the arrays of the data have the leading axes {sorted(lengths)}.\n  {user_frame()}")
+    ((length,),) = lengths
 
     def draw() -> Any:
-        row = dist.DiscreteUniform(0, length - 1)
-        indices = sample("row", row if size is None else row.expand([size]))
-        return jax.tree.map(lambda x: jnp.asarray(x)[indices], data)
+        row = sample("row", dist.DiscreteUniform(0, length - 1))
+        return jax.tree.map(lambda x: jnp.asarray(x)[row], data)
 
     # Detached: which row it is depends on no parameter, so no estimator has anything to do.
     return Bound(draw).detach()
@@ -46,36 +44,21 @@ def independent(source: Any, target: Any, size: int | None = None) -> Bound:
 
     Args:
         source, target: distributions, or bound programs, whose results are the ends.
+        size: the number of pairs.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl, ppl.distributions as dist
         >>> data = jnp.linspace(0.0, 1.0, 100)
-        >>> coupling = ppl.transport.independent(dist.Normal(0.0, 1.0), ppl.transport.rows(data, 8), size=8)
+        >>> coupling = ppl.transport.independent(dist.Normal(0.0, 1.0), ppl.transport.rows(data), size=8)
         >>> x0, x1 = coupling.sample(jax.random.key(0))
         >>> x0.shape, x1.shape
         ((8,), (8,))
     """
 
-    def draw() -> tuple[Any, Any]:
-        return stack("source", source, size), stack("target", target, size)
+    def pair() -> tuple[Any, Any]:
+        return sample("source", source), sample("target", target)
 
-    return Bound(draw)
-
-
-def stack(address: str, part: Any, size: int | None) -> Any:
-    """One draw; or `size` of them: independent ones of a distribution, or what `rows(data, size)` gives as it is."""
-    if size is None:
-        return sample(address, part)
-    if isinstance(part, Bound):
-        value = sample(address, part)
-        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(value)}
-        if lengths != {(size,)}:
-            raise errors.ValueShapeError(
-                f"the {address} of {size} pairs has leading axes {sorted(lengths)}.\n  {user_frame()}\n"
-                f"Give a program that draws {size} at once: ppl.transport.rows(data, {size}), or a jax.vmap in its body."
-            )
-        return value
-    return jax.vmap(lambda _: sample(address, part))(jnp.arange(size))
+    return Bound(pair if size is None else lambda: jax.vmap(lambda _: pair())(jnp.arange(size)))
 
 
 def squared_distance(x0: Any, x1: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.extend.core import Jaxpr
 
@@ -16,6 +17,7 @@ from ppl.estimated import Changes, Estimated, EstimatedOperands, Values, bind
 from ppl.notes import note
 from ppl.program import Bound, inline, sample
 from ppl.site import SAMPLE, Address, Operands, Site, Where, describe_support, show, user_frame
+from ppl.supports import interval
 from ppl.transforms.kinds import UNBIASED_LOG_DENSITY
 from ppl.transforms.log_density import log_density
 from ppl.transforms.marginal import is_sampler, program_of
@@ -77,7 +79,8 @@ def push_forward(base: Bound, transport: Transport, parameters: Any, where: Wher
         _check_base(staged.jaxpr.jaxpr, located, transport.name, where)
         latents = tuple(_moved(item, transport, where) for item in located)
         addresses = tuple(item.site.address for item in latents)
-        integral = Moved(staged.jaxpr.jaxpr, addresses, transport, where)
+        bounded = tuple((item.site.address, item.site.support) for item in located if _bounded(item.site.support))
+        integral = Moved(staged.jaxpr.jaxpr, addresses, bounded, transport, where)
         outs = bind(Estimated(integral, None, latents), EstimatedOperands((staged.jaxpr.consts, parameters)))
         return nest(dict(zip(addresses, outs, strict=True)))
 
@@ -119,11 +122,22 @@ def _check_base(jaxpr: Jaxpr, located: list[Located], name: str, where: Where) -
             f"that it states.\n  {where}\nGive a program that only draws."
         )
     for item in located:
+        if item.site.moving_support:
+            raise errors.SupportError(
+                f"the support of {show(item.site.address[1:])!r}, in the base of {name}, moves with parameters, and where its image "
+                f"ends could not be told.\n  {item.site.where}\nDraw from a fixed support and let the flow scale it."
+            )
         if not jnp.issubdtype(item.site.dtype, jnp.floating):
             raise errors.ValueDtypeError(
                 f"{name} moves real numbers, and the base draws {show(item.site.address[1:])!r} from "
                 f"{item.site.distribution_name} ({describe_support(item.site.support)}).\n  {item.site.where}"
             )
+
+
+def _bounded(support: Any) -> bool:
+    """Whether a support is a part of the real line."""
+    found = interval(support) if support is not None else None
+    return found is not None and found[1:] != (-np.inf, np.inf)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,6 +146,7 @@ class Moved:
 
     base: Jaxpr
     addresses: tuple[Address, ...]
+    bounded: tuple[tuple[Address, Any], ...]
     transport: Transport
     where: Where
 
@@ -154,7 +169,11 @@ class Moved:
         self._known(changes)
         value = nest({a: values[a] for a in self.addresses})
         base, log_det = self.transport.inverse_and_log_det(consts[1], value)
-        return self._noted(log_density(self._base(consts, ()), {_BASE: base}) - log_det)
+        log_base = log_density(self._base(consts, ()), {_BASE: base})
+        reached = flatten({_BASE: base})
+        for address, support in self.bounded:  # NumPyro's densities do not look: outside of the image there is none
+            log_base = jnp.where(jnp.all(support(reached[address])), log_base, -jnp.inf)
+        return self._noted(log_base - log_det)
 
     def _base(self, consts: Any, changes: Changes) -> Bound:
         """The base, with estimators of the flow's addresses as those of its draws."""
