@@ -124,8 +124,8 @@ def _check_base(jaxpr: Jaxpr, located: list[Located], name: str, where: Where) -
     for item in located:
         if item.site.moving_support:
             raise errors.SupportError(
-                f"the support of {show(item.site.address[1:])!r}, in the base of {name}, moves with parameters, and where its image "
-                f"ends could not be told.\n  {item.site.where}\nDraw from a fixed support and let the flow scale it."
+                f"the support of {show(item.site.address[1:])!r}, in the base of {name}, moves with parameters, so that where "
+                f"its image ends could not be told.\n  {item.site.where}\nDraw from a fixed support and let the flow scale it."
             )
         if not jnp.issubdtype(item.site.dtype, jnp.floating):
             raise errors.ValueDtypeError(
