@@ -1,5 +1,8 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
+import importlib
+from typing import Any
+
 from ppl import distributions, errors, estimators, families, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.bridges.mcmc import Draws, nuts
@@ -27,6 +30,14 @@ from ppl.transforms.simulate import simulate
 from ppl.unnormalized import unnormalized
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`ppl.transport` is imported when it is first asked for: diffrax takes its time."""
+    if name == "transport":
+        return importlib.import_module("ppl.transport")
+    raise AttributeError(f"module 'ppl' has no attribute {name!r}")
+
 
 __all__ = [
     "Bound",

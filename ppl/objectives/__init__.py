@@ -20,7 +20,9 @@ from ppl.objectives.hierarchical import diwhvi, hvi, iwhvi
 from ppl.objectives.infovae import infovae, mmd
 from ppl.objectives.iwae import iwae
 from ppl.objectives.log_variance import log_variance
+from ppl.objectives.matching import discrete_matching, matching
 from ppl.objectives.particles import log_mean_exp, log_weights
+from ppl.objectives.path_gradient import path_gradient
 from ppl.objectives.power import power_elbo
 from ppl.objectives.renyi import renyi
 from ppl.objectives.sandwich import Sandwich, sandwich
@@ -35,6 +37,7 @@ __all__ = [
     "beta_elbo",
     "chi_square",
     "cubo",
+    "discrete_matching",
     "diwhvi",
     "dreg",
     "elbo",
@@ -50,7 +53,9 @@ __all__ = [
     "log_mean_exp",
     "log_variance",
     "log_weights",
+    "matching",
     "mmd",
+    "path_gradient",
     "power_elbo",
     "renyi",
     "sandwich",
