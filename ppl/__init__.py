@@ -1,6 +1,6 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, objectives, testing
+from ppl import distributions, errors, estimators, objectives, testing, transport
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
@@ -54,5 +54,6 @@ __all__ = [
     "subsample",
     "testing",
     "trace_shapes",
+    "transport",
     "unnormalized",
 ]

@@ -78,12 +78,12 @@ def log_density(program: Program, trace: Any) -> Any:
         -1.9629
     """
     prepared = prepare(program)
-    values = _check_trace(prepared, flatten(trace))
+    values = check_trace(prepared, flatten(trace))
     _, record = run_staged(prepared.staged, prepared.rule(LogDensity()), prepared.inputs(trace=values))
     return record.total
 
 
-def _check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address, Any]:
+def check_trace(prepared: Prepared, given: dict[Address, Any]) -> dict[Address, Any]:
     sites = density_addresses(prepared.table)
     substituted = {a for m in prepared.modifications if m.verb == "substitute" for a in m.values}
     substituted |= {a for a, item in sites.items() if has_value(item.site)}  # inside of a nested program

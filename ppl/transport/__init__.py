@@ -1,0 +1,24 @@
+"""Learned transport: samplers of unnormalized densities as pairs of processes."""
+
+from ppl.transport.importance import Weighted, importance
+from ppl.transport.process import backward_process, forward_process, gaussian, noisier, states
+from ppl.transport.samplers import Pair, annealed, cmcd, dds, dis, pis, stochastic_flow
+from ppl.transport.target import unconstrained
+
+__all__ = [
+    "Pair",
+    "Weighted",
+    "annealed",
+    "backward_process",
+    "cmcd",
+    "dds",
+    "dis",
+    "forward_process",
+    "gaussian",
+    "importance",
+    "noisier",
+    "pis",
+    "states",
+    "stochastic_flow",
+    "unconstrained",
+]
