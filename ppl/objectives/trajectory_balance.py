@@ -81,7 +81,8 @@ def sub_trajectory_balance(
     n = balance.shape[0]
     difference = balance[None, :] - balance[:, None]
     length = jnp.arange(n)[None, :] - jnp.arange(n)[:, None]
-    weight = jnp.where(length > 0, jnp.asarray(decay, float) ** jnp.abs(length - (n - 1 if decay > 1 else 1)), 0.0)
+    # Relative to the longest or the shortest, so that the largest weight is one.
+    weight = jnp.where(length > 0, jnp.asarray(decay, float) ** (length - (n - 1 if decay > 1 else 1)), 0.0)
     return 0.5 * jnp.sum(weight * difference**2) / jnp.sum(weight)
 
 

@@ -82,10 +82,10 @@ def importance(model: Bound, family: Bound, key: Any, draws: int, *, batch: int 
     if draws < 2:
         raise errors.ObjectiveError(f"importance takes at least 2 draws, got {draws}")
 
-    def one(key: Any) -> Any:
-        draw_key, density_key = jax.random.split(key)
-        trace, log_q = seed(simulate)(draw_key, family)
-        return trace, seed(model.log_density)(density_key, trace) - log_q
+    @seed
+    def one() -> Any:
+        trace, log_q = simulate(family)
+        return trace, model.log_density(trace) - log_q
 
     # Draws under one compiled loop: a bound program called from outside of jit would run step by step.
     run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=min(batch or draws, draws)))

@@ -1,7 +1,7 @@
 """Forward and backward processes: chains of kernels, as programs over the same addresses.
 
 States `x_0 ... x_K` run from a simple distribution to a target. Both programs have them at the addresses `x` (the first K,
-stacked, shape `(K, ...)`) and `end` (`x_K`), whatever the direction in which they draw, so that the log weight of a trajectory is
+stacked, shape `(K, ...)`; none if K = 0) and `end` (`x_K`), whatever the direction in which they draw, so that the log weight of a trajectory is
 a difference of two densities of one trace, exact at every K:
 
     log w = log rho(x_K) + sum_k log B_k(x_k | x_k+1) - log q(x_0) - sum_k log F_k(x_k+1 | x_k),    E_forward[w] = Z
@@ -53,7 +53,9 @@ def forward_process(start: Any, kernel: Kernel, steps: int) -> Bound:
 
 def _forward(start: Any, kernel: Kernel, steps: int) -> Any:
     # What is carried is the distribution of the next state, so that every state is drawn at one place and the kernel is traced once.
-    _check_alike(start, kernel, steps)
+    if steps == 0:
+        return sample("end", start)
+    _check_alike(start, kernel)
 
     def step(next_state: Any, k: Any) -> tuple[Any, None]:
         return kernel(sample("x", next_state), k), None
@@ -62,11 +64,9 @@ def _forward(start: Any, kernel: Kernel, steps: int) -> Any:
     return sample("end", last)
 
 
-def _check_alike(start: Any, kernel: Kernel, steps: int) -> None:
+def _check_alike(start: Any, kernel: Kernel) -> None:
     if not isinstance(start, dist.Distribution):
         raise errors.ValueShapeError(f"a process starts with a distribution, got {start!r}")
-    if steps == 0:
-        return
     state = jax.eval_shape(start.sample, jax.random.key(0))
     found = jax.eval_shape(lambda: kernel(jnp.zeros(state.shape, state.dtype), jnp.zeros((), jnp.result_type(int))))
     if not isinstance(found, dist.Distribution):
@@ -115,6 +115,8 @@ def backward_process(target: Any, kernel: Kernel, steps: int, like: Any = None) 
 
 def _backward(target: Any, kernel: Kernel, steps: int, like: Any) -> Any:
     end = sample("end", target if isinstance(target, dist.Distribution) else unnormalized(target, like=like))
+    if steps == 0:
+        return end
 
     def step(state: Any, k: Any) -> tuple[Any, None]:
         return sample("x", kernel(state, k)), None
@@ -148,7 +150,7 @@ def noisier(forward: Bound, noise: Any) -> Bound:
         >>> import jax, jax.numpy as jnp
         >>> from ppl.transport import forward_process, gaussian, noisier
         >>> walk = forward_process(gaussian(jnp.zeros(1), 3.0), lambda x, k: gaussian(x, 3.0), steps=0)
-        >>> print(f"{noisier(walk, 4.0).log_density({'x': jnp.zeros((0, 1)), 'end': jnp.zeros(1)}):.4f}")  # scale 5
+        >>> print(f"{noisier(walk, 4.0).log_density({'end': jnp.zeros(1)}):.4f}")  # scale 5
         -2.5284
     """
     if getattr(forward, "function", None) is not _forward or forward.modifications:
@@ -182,7 +184,7 @@ def states(trace: Any, rank: int = 1) -> Any:
         (50, 11, 2)
     """
     end = jnp.expand_dims(trace["end"], -rank - 1)
-    return jnp.concatenate([jnp.asarray(trace["x"], end.dtype), end], axis=-rank - 1)
+    return end if "x" not in trace else jnp.concatenate([jnp.asarray(trace["x"], end.dtype), end], axis=-rank - 1)
 
 
 __all__ = ["Kernel", "backward_process", "forward_process", "gaussian", "noisier", "states"]

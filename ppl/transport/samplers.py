@@ -27,7 +27,7 @@ from ppl import errors
 from ppl.program import Bound
 from ppl.transport.process import backward_process, forward_process, gaussian
 
-Target = Callable[[Any], Any] | dist.Distribution
+Density = Callable[[Any], Any] | dist.Distribution
 Field = Callable[[Any, Any], Any]
 
 
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     backward: Bound
 
 
-def pis(target: Target, control: Field, dim: int, steps: int, scale: Any = 1.0) -> Pair:
+def pis(target: Density, control: Field, dim: int, steps: int, scale: Any = 1.0) -> Pair:
     """The path integral sampler: a controlled Brownian motion from zero, `dX = scale^2 u dt + scale dW` (Zhang and Chen 2022).
 
     Backward is the Brownian bridge to zero. The first kernel leaves zero, so that the states are those of the times 1 / steps to
@@ -67,7 +67,7 @@ def pis(target: Target, control: Field, dim: int, steps: int, scale: Any = 1.0) 
     return Pair(forward_process(forward(zero, -1), forward, steps - 1), backward_process(target, backward, steps - 1, zero))
 
 
-def dds(target: Target, control: Field, dim: int, steps: int, scale: Any = 1.0, rates: Any = None) -> Pair:
+def dds(target: Density, control: Field, dim: int, steps: int, scale: Any = 1.0, rates: Any = None) -> Pair:
     """The denoising diffusion sampler: exact steps of an Ornstein-Uhlenbeck process and a control (Vargas et al. 2023, eq. 20).
 
     Args:
@@ -98,7 +98,7 @@ def dds(target: Target, control: Field, dim: int, steps: int, scale: Any = 1.0, 
     return Pair(forward_process(start, forward, steps), backward_process(target, backward, steps, jnp.zeros(dim)))
 
 
-def dis(target: Target, score: Field, dim: int, steps: int, scale: Any = 1.0, rates: Any = None) -> Pair:
+def dis(target: Density, score: Field, dim: int, steps: int, scale: Any = 1.0, rates: Any = None) -> Pair:
     """The time-reversed diffusion sampler, by Euler-Maruyama (Berner et al. 2024, equation 15).
 
     The target is noised by `dY = -beta/2 Y ds + sqrt(beta) scale dW`; forward undoes that,
@@ -130,7 +130,7 @@ def dis(target: Target, score: Field, dim: int, steps: int, scale: Any = 1.0, ra
 
 
 def annealed(
-    target: Target, start: Any, steps: int, step_size: Any, schedule: Any = None, correction: Field | None = None
+    target: Density, start: Any, steps: int, step_size: Any, schedule: Any = None, correction: Field | None = None
 ) -> Pair:
     """Annealed Langevin sampling with everything learnable (Heng et al. 2020; Thin et al. 2021; Doucet et al. 2022).
 
@@ -165,7 +165,7 @@ def annealed(
     return Pair(forward_process(start, forward, steps), backward_process(target, backward, steps, _state(start)))
 
 
-def cmcd(target: Target, control: Field, start: Any, steps: int, step_size: Any, schedule: Any = None) -> Pair:
+def cmcd(target: Density, control: Field, start: Any, steps: int, step_size: Any, schedule: Any = None) -> Pair:
     """Controlled Monte Carlo diffusion: annealed Langevin steps that a control keeps on `pi_k` (Vargas et al. 2024, section 4.1).
 
     Forward drifts by `grad log pi + u`, backward by `grad log pi - u`, each at the state and time that it starts from.
@@ -197,7 +197,7 @@ def cmcd(target: Target, control: Field, start: Any, steps: int, step_size: Any,
 
 
 def stochastic_flow(
-    target: Target, layer: Callable[[Any], Any], start: Any, steps: int, step_size: Any, schedule: Any = None
+    target: Density, layer: Callable[[Any], Any], start: Any, steps: int, step_size: Any, schedule: Any = None
 ) -> Pair:
     """A stochastic normalizing flow: an invertible layer and a Langevin step in turns (Wu et al. 2020, sections 3.2 and 3.3).
 
@@ -235,7 +235,7 @@ def stochastic_flow(
     return Pair(forward_process(start, forward, steps), backward_process(target, backward, steps, _state(start)))
 
 
-def _bridge(target: Target, start: Any, schedule: Any, steps: int) -> Callable[[Any, Any], Any]:
+def _bridge(target: Density, start: Any, schedule: Any, steps: int) -> Callable[[Any, Any], Any]:
     """The gradient of `log pi_k` at x."""
     if not isinstance(start, dist.Distribution):
         raise errors.ValueShapeError(f"annealing starts from a distribution, got {start!r}: ppl.transport.gaussian(mean, scale)")
@@ -246,7 +246,7 @@ def _bridge(target: Target, start: Any, schedule: Any, steps: int) -> Callable[[
     return lambda x, k: (1 - b[k]) * at_start(x) + b[k] * at_target(x)
 
 
-def _log_density(target: Target) -> Callable[[Any], Any]:
+def _log_density(target: Density) -> Callable[[Any], Any]:
     return target.log_prob if isinstance(target, dist.Distribution) else target
 
 
@@ -266,4 +266,4 @@ def _positive(steps: int) -> None:
         raise errors.ValueShapeError(f"a sampler takes at least one step, got {steps}")
 
 
-__all__ = ["Field", "Pair", "Target", "annealed", "cmcd", "dds", "dis", "pis", "stochastic_flow"]
+__all__ = ["Field", "Pair", "Density", "annealed", "cmcd", "dds", "dis", "pis", "stochastic_flow"]

@@ -48,7 +48,7 @@ def unconstrained(model: Bound) -> Target:
         >>> grid = jnp.linspace(-15.0, 5.0, 20_001)[:, None]
         >>> evidence = jnp.sum(jnp.exp(jax.vmap(target.log_density)(grid))) * 1e-3
         >>> print(f"{evidence:.3f}, {target.constrain(jnp.zeros(1))}")
-        0.394, {'scale': Array(1., dtype=float32)}
+        0.294, {'scale': Array(1., dtype=float32)}
     """
     rows = {parse(name): row for name, row in trace_shapes(model).items() if row.kind == "sample"}
     pieces, start = [], 0
