@@ -2,11 +2,13 @@
 
 from ppl.transport.importance import Weighted, importance
 from ppl.transport.process import backward_process, forward_process, gaussian, noisier, states
+from ppl.transport.replay import Replay, replay
 from ppl.transport.samplers import Pair, annealed, cmcd, dds, dis, pis, stochastic_flow
 from ppl.transport.target import unconstrained
 
 __all__ = [
     "Pair",
+    "Replay",
     "Weighted",
     "annealed",
     "backward_process",
@@ -18,6 +20,7 @@ __all__ = [
     "importance",
     "noisier",
     "pis",
+    "replay",
     "states",
     "stochastic_flow",
     "unconstrained",
