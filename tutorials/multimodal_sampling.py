@@ -175,7 +175,7 @@ def picture(path, weights, found):
 
     width = 0.8 / len(found)
     for i, ((name, values), colour) in enumerate(zip(found.items(), ("#0072B2", "#D55E00", "#009E73"), strict=False)):
-        right.bar(np.arange(9) + (i - 1) * width, values, width, color=colour, label=name)
+        right.bar(np.arange(9) + (i - (len(found) - 1) / 2) * width, values, width, color=colour, label=name)
     for i, share in enumerate(np.asarray(SHARES)):
         right.plot([i - 0.45, i + 0.45], [share, share], color="black", lw=1.5, label="truth" if i == 0 else None)
     right.set_xticks(range(9), [*map(str, range(1, 9)), "middle"])

@@ -114,7 +114,12 @@ def backward_process(target: Any, kernel: Kernel, steps: int, like: Any = None) 
 
 
 def _backward(target: Any, kernel: Kernel, steps: int, like: Any) -> Any:
-    end = sample("end", target if isinstance(target, dist.Distribution) else unnormalized(target, like=like))
+    def density(state: Any) -> Any:
+        return target(jnp.asarray(state, jnp.result_type(like)))
+
+    end = sample("end", target if isinstance(target, dist.Distribution) else unnormalized(density, like=like))
+    if not isinstance(target, dist.Distribution):
+        end = jnp.asarray(end, jnp.result_type(like))  # integers, where the states are
     if steps == 0:
         return end
 

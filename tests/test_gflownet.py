@@ -1,0 +1,93 @@
+"""Generative flow networks: the same processes and losses over a discrete space that can be enumerated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import ppl
+import ppl.distributions as dist
+from ppl import objectives as obj
+from ppl.transport import backward_process, forward_process
+
+SIDE = 4
+INNER = SIDE**2  # states 0 ... INNER - 1 are the cells of a grid, INNER ... 2 INNER - 1 the same cells, left for good
+STEPS = 2 * (SIDE - 1) + 1
+NEVER = -1e9
+
+ROW, COLUMN = np.divmod(np.arange(INNER), SIDE)
+REWARD = 0.1 + 2.0 * ((abs(ROW - 1.5) > 1) & (abs(COLUMN - 1.5) > 1)) + 0.5 * (ROW == COLUMN)
+
+
+def moves():
+    """Which state may follow which: one step down or right, or leaving; who has left stays."""
+    cell = np.arange(INNER)
+    allowed = np.zeros((2 * INNER, 2 * INNER), bool)
+    allowed[cell[ROW + 1 < SIDE], cell[ROW + 1 < SIDE] + SIDE] = True
+    allowed[cell[COLUMN + 1 < SIDE], cell[COLUMN + 1 < SIDE] + 1] = True
+    allowed[cell, INNER + cell] = allowed[INNER + cell, INNER + cell] = True
+    return allowed
+
+
+MOVES = jnp.asarray(moves())
+PARENTS = jnp.asarray(moves().T & (np.arange(2 * INNER) < INNER))
+LOG_REWARD = jnp.asarray(np.concatenate([np.full(INNER, NEVER), np.log(REWARD)]))
+DEPTH = jnp.asarray(np.concatenate([ROW + COLUMN] * 2))
+
+
+def forward(logits, sharpness=1.0):
+    def kernel(state, k):
+        return dist.Categorical(logits=jnp.where(MOVES[state], sharpness * logits[state], NEVER))
+
+    return forward_process(dist.Categorical(logits=jnp.where(jnp.arange(2 * INNER) == 0, 0.0, NEVER)), kernel, STEPS)
+
+
+def parent(state, k):
+    """Uniform among the cells that lead here. Who has left was still there at the time of the cell's depth, and not later."""
+    left = (state >= INNER) & (k > DEPTH[state])
+    return dist.Categorical(logits=jnp.where(jnp.where(left, jnp.arange(2 * INNER) == state, PARENTS[state]), 0.0, NEVER))
+
+
+BACKWARD = backward_process(lambda state: LOG_REWARD[state], parent, STEPS, like=jnp.zeros((), int))
+
+
+def flow(table):
+    return lambda state, k: jnp.where(state >= INNER, LOG_REWARD[state], table[state])
+
+
+LOSSES = {
+    "trajectory": lambda p, b: obj.trajectory_balance(BACKWARD, forward(p["logits"]), p["log_z"], b),
+    "detailed": lambda p, b: obj.detailed_balance(BACKWARD, forward(p["logits"]), p["log_z"], flow(p["flow"]), b),
+    "sub": lambda p, b: obj.sub_trajectory_balance(BACKWARD, forward(p["logits"]), p["log_z"], flow(p["flow"]), 0.8, b),
+    "log-variance": lambda p, b: obj.log_variance(BACKWARD, forward(p["logits"]), 2, b),
+}
+
+
+def terminal(logits):
+    """The exact distribution of where the process ends."""
+    transition = jax.nn.softmax(jnp.where(MOVES, logits, NEVER), axis=-1)
+    return (jnp.eye(2 * INNER)[0] @ jnp.linalg.matrix_power(transition, STEPS))[INNER:]
+
+
+def trained(behaviour, steps=600):
+    @ppl.expectation
+    def objective(params):
+        return sum(loss(params[name], behaviour(params[name])) for name, loss in LOSSES.items())
+
+    one = {"logits": jnp.zeros((2 * INNER, 2 * INNER)), "log_z": jnp.zeros(()), "flow": jnp.zeros(2 * INNER)}
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
+    start = {name: one for name in LOSSES}
+    key = jax.random.key(0)
+    return ppl.minimize(objective, start, key, optimizer=optimizer, steps=steps, samples=16, progress=False).params
+
+
+def test_every_balance_reaches_the_exact_distribution_on_and_off_policy():
+    exact = REWARD / REWARD.sum()
+    for behaviour in (lambda p: None, lambda p: forward(p["logits"], sharpness=0.5)):
+        params = trained(behaviour)
+        for name in LOSSES:
+            distance = 0.5 * np.abs(terminal(params[name]["logits"]) - exact).sum()
+            assert distance < 0.02, (name, distance)
+            if name != "log-variance":
+                assert abs(params[name]["log_z"] - np.log(REWARD.sum())) < 0.04, name
+    assert 0.5 * np.abs(terminal(jnp.zeros((2 * INNER, 2 * INNER))) - exact).sum() > 0.3  # before training
