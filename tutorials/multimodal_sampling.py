@@ -59,7 +59,7 @@ def score(x, t):
 
 
 def pair(params):
-    sizes = 0.3 * jnp.exp(params["log_sizes"])
+    sizes = 0.15 * jnp.exp(params["log_sizes"])
 
     def forward(x, k):
         size, t = sizes[k], k / STEPS
@@ -189,7 +189,9 @@ def picture(path, weights, found):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("multimodal_sampling.png"), help="where the picture goes")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("multimodal_sampling.png"), help="where the picture goes"
+    )
     parser.add_argument("--quick", action="store_true", help="the first two losses, trained for a tenth of the time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

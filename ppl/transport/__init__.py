@@ -4,11 +4,13 @@ from ppl.transport.importance import Weighted, importance
 from ppl.transport.process import backward_process, forward_process, gaussian, noisier, states
 from ppl.transport.replay import Replay, replay
 from ppl.transport.samplers import Pair, annealed, cmcd, dds, dis, pis, stochastic_flow
+from ppl.transport.sde import SDEPath, sde_path
 from ppl.transport.target import unconstrained
 
 __all__ = [
     "Pair",
     "Replay",
+    "SDEPath",
     "Weighted",
     "annealed",
     "backward_process",
@@ -21,6 +23,7 @@ __all__ = [
     "noisier",
     "pis",
     "replay",
+    "sde_path",
     "states",
     "stochastic_flow",
     "unconstrained",

@@ -130,7 +130,13 @@ def dis(target: Density, score: Field, dim: int, steps: int, scale: Any = 1.0, r
 
 
 def annealed(
-    target: Density, start: Any, steps: int, step_size: Any, schedule: Any = None, correction: Field | None = None
+    target: Density,
+    start: Any,
+    steps: int,
+    step_size: Any,
+    schedule: Any = None,
+    correction: Field | None = None,
+    score: Any = None,
 ) -> Pair:
     """Annealed Langevin sampling with everything learnable (Heng et al. 2020; Thin et al. 2021; Doucet et al. 2022).
 
@@ -143,6 +149,8 @@ def annealed(
         schedule: `b_0 ... b_K` from 0 to 1, an array of `steps + 1`; linear by default.
         correction: `c(x, t)`: backward drifts by `h (grad log pi + c)`. Optimal is twice the score of where forward is at time t,
             less twice that of `pi`.
+        score: the gradient of the target's log density, if not by `jax.grad`. The weights are right with any function from state
+            to vector: give a clipped one where gradients explode.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl
@@ -153,7 +161,7 @@ def annealed(
         True
     """
     _positive(steps)
-    bridge, h = _bridge(target, start, schedule, steps), _each_step(step_size, steps)
+    bridge, h = _bridge(target, start, schedule, score, steps), _each_step(step_size, steps)
 
     def forward(x: Any, k: Any) -> Any:
         return gaussian(x + h[k] * bridge(x, k + 1), jnp.sqrt(2 * h[k]))
@@ -165,14 +173,16 @@ def annealed(
     return Pair(forward_process(start, forward, steps), backward_process(target, backward, steps, _state(start)))
 
 
-def cmcd(target: Density, control: Field, start: Any, steps: int, step_size: Any, schedule: Any = None) -> Pair:
+def cmcd(
+    target: Density, control: Field, start: Any, steps: int, step_size: Any, schedule: Any = None, score: Any = None
+) -> Pair:
     """Controlled Monte Carlo diffusion: annealed Langevin steps that a control keeps on `pi_k` (Vargas et al. 2024, section 4.1).
 
     Forward drifts by `grad log pi + u`, backward by `grad log pi - u`, each at the state and time that it starts from.
 
     Args:
         control: `u(x, t)`.
-        start, step_size, schedule: as in `annealed`.
+        start, step_size, schedule, score: as in `annealed`.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl
@@ -185,7 +195,7 @@ def cmcd(target: Density, control: Field, start: Any, steps: int, step_size: Any
         True
     """
     _positive(steps)
-    bridge, h = _bridge(target, start, schedule, steps), _each_step(step_size, steps)
+    bridge, h = _bridge(target, start, schedule, score, steps), _each_step(step_size, steps)
 
     def forward(x: Any, k: Any) -> Any:
         return gaussian(x + h[k] * (bridge(x, k) + control(x, k / steps)), jnp.sqrt(2 * h[k]))
@@ -197,7 +207,13 @@ def cmcd(target: Density, control: Field, start: Any, steps: int, step_size: Any
 
 
 def stochastic_flow(
-    target: Density, layer: Callable[[Any], Any], start: Any, steps: int, step_size: Any, schedule: Any = None
+    target: Density,
+    layer: Callable[[Any], Any],
+    start: Any,
+    steps: int,
+    step_size: Any,
+    schedule: Any = None,
+    score: Any = None,
 ) -> Pair:
     """A stochastic normalizing flow: an invertible layer and a Langevin step in turns (Wu et al. 2020, sections 3.2 and 3.3).
 
@@ -207,7 +223,7 @@ def stochastic_flow(
     Args:
         layer: from the number of a step to `T_k`, a NumPyro transform of vectors, say an `AffineTransform` with parameters
             `params[k]` or a coupling layer.
-        start, step_size, schedule: as in `annealed`.
+        start, step_size, schedule, score: as in `annealed`.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl
@@ -221,7 +237,7 @@ def stochastic_flow(
         True
     """
     _positive(steps)
-    bridge, h = _bridge(target, start, schedule, steps), _each_step(step_size, steps)
+    bridge, h = _bridge(target, start, schedule, score, steps), _each_step(step_size, steps)
 
     def langevin(y: Any, k: Any) -> Any:
         return gaussian(y + h[k] * bridge(y, k + 1), jnp.sqrt(2 * h[k]))
@@ -235,14 +251,16 @@ def stochastic_flow(
     return Pair(forward_process(start, forward, steps), backward_process(target, backward, steps, _state(start)))
 
 
-def _bridge(target: Density, start: Any, schedule: Any, steps: int) -> Callable[[Any, Any], Any]:
+def _bridge(target: Density, start: Any, schedule: Any, score: Any, steps: int) -> Callable[[Any, Any], Any]:
     """The gradient of `log pi_k` at x."""
     if not isinstance(start, dist.Distribution):
-        raise errors.ValueShapeError(f"annealing starts from a distribution, got {start!r}: ppl.transport.gaussian(mean, scale)")
+        raise errors.ValueShapeError(
+            f"annealing starts from a distribution, got {start!r}: ppl.transport.gaussian(mean, scale)"
+        )
     b = jnp.linspace(0.0, 1.0, steps + 1) if schedule is None else jnp.asarray(schedule)
     if b.shape != (steps + 1,):
         raise errors.ValueShapeError(f"a schedule of {steps} steps is an array of {steps + 1} numbers, got shape {b.shape}")
-    at_start, at_target = jax.grad(start.log_prob), jax.grad(_log_density(target))
+    at_start, at_target = jax.grad(start.log_prob), jax.grad(_log_density(target)) if score is None else score
     return lambda x, k: (1 - b[k]) * at_start(x) + b[k] * at_target(x)
 
 

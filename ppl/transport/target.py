@@ -15,7 +15,6 @@ from ppl.program import Bound
 from ppl.transforms.shapes import trace_shapes
 
 
-
 class Target(NamedTuple):
     """An unnormalized density on vectors.
 
@@ -55,7 +54,9 @@ def unconstrained(model: Bound) -> Target:
     for address, row in rows.items():
         if row.support is None or row.support.is_discrete:
             kind = "depends on traced values" if row.support is None else "is discrete"
-            raise errors.SupportError(f"the support of {'/'.join(address)!r} {kind}, and has no bijection to the reals.\n  {row.where}")
+            raise errors.SupportError(
+                f"the support of {'/'.join(address)!r} {kind}, and has no bijection to the reals.\n  {row.where}"
+            )
         transform = dist.transforms.biject_to(row.support)
         shape = tuple(transform.inverse_shape(row.shape))
         pieces.append((address, transform, shape, start, start + math.prod(shape)))
