@@ -47,8 +47,8 @@ TARGETS = {
     "gmm9": Settings(lambda: grid_of_gaussians(3, 5.0), published={"KL": "1.09 (PIS)", "log-variance": ".046 (PIS)"}),
     "gmm25": Settings(lambda: grid_of_gaussians(5, 8.0), published={"KL": "1.76 (.746)", "TB": ".171 (.004)"}),
     "funnel": Settings(funnel, "dds", published={"KL": ".424 (.206)", "TB": ".653 (.285)"}),
-    "manywell": Settings(many_well, published={"KL": "3.85 (2.69)", "TB": "4.57 (.19)"}),
-    "ionosphere": Settings(ionosphere, published={"KL": ".028 (DDS)"}),
+    "manywell": Settings(many_well, step_size=0.02, published={"KL": "3.85 (2.69)", "TB": "4.57 (.19)"}),
+    "ionosphere": Settings(ionosphere, step_size=0.02, published={"KL": ".028 (DDS)"}),
 }
 LOSSES = ("KL", "log-variance", "TB")
 
@@ -63,8 +63,8 @@ def initial(key: Any, dim: int) -> dict[str, Any]:
         "biases": jnp.zeros((2, WIDTH)),
         "out": jnp.zeros((dim, WIDTH)),
         "gate": jnp.zeros((2, 8)),
-        "log_scale": jnp.zeros(()),
-        "log_steps": jnp.zeros(STEPS),
+        "start": jnp.zeros((2, dim)),  # mean, in units of the scale, and log scale
+        "log_steps": jnp.log(jnp.linspace(2.0, 0.2, STEPS)),
         "schedule": jnp.zeros(STEPS),
     }
 
@@ -88,8 +88,8 @@ def pair(settings: Settings, problem: Problem, net: dict[str, Any]) -> transport
 
     control = field(net, score, problem.scale)
     if settings.sampler == "dds":
-        return transport.dds(problem.log_density, control, problem.dim, STEPS, problem.scale * jnp.exp(net["log_scale"]))
-    start = transport.gaussian(jnp.zeros(problem.dim), problem.scale * jnp.exp(net["log_scale"]))
+        return transport.dds(problem.log_density, control, problem.dim, STEPS, problem.scale)
+    start = transport.gaussian(problem.scale * net["start"][0], problem.scale * jnp.exp(net["start"][1]))
     rates = settings.step_size * jnp.exp(net["log_steps"])
     schedule = jnp.append(0.0, jnp.cumsum(jax.nn.softmax(net["schedule"])))
     return transport.cmcd(problem.log_density, control, start, STEPS, rates, schedule, score)

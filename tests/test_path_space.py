@@ -1,5 +1,8 @@
 """Pairs of processes: the weights of every sampler at every number of steps, and what their losses have in common."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,7 @@ from ppl import objectives as obj
 from ppl import transport
 from tests.objective_models import BOUND, KEY, z_scores
 
-DRAWS = 20_000
+DRAWS = 10_000
 LOG_Z = 1.3
 MIXTURE = dist.MixtureSameFamily(
     dist.Categorical(probs=jnp.array([0.4, 0.6])),
@@ -44,8 +47,7 @@ def samplers(density, steps, weights=WEIGHTS):
         "dds": transport.dds(density, learned, 2, steps),
         "dis": transport.dis(density, lambda x, t: learned(x, t) - x, 2, steps, rates=jnp.full(steps, 0.4)),
         "cmcd": transport.cmcd(density, learned, START, steps, 0.1),
-        "annealed": transport.annealed(density, START, steps, 0.1, schedule),
-        "corrected": transport.annealed(density, START, steps, 0.1, schedule, learned),
+        "annealed": transport.annealed(density, START, steps, 0.1, schedule, learned),
         "stochastic flow": transport.stochastic_flow(density, layer, START, steps, 0.1),
     }
 
@@ -58,13 +60,14 @@ def test_weights_are_unbiased_for_the_evidence(steps):
     def log_weights(key):
         found = {}
         for name, (forward, backward) in samplers(target, steps).items():
-            drawable = samplers(MIXTURE, steps)[name].backward
-            up = transport.importance(forward, drawable, key, DRAWS).log_weights
-            found[name] = transport.importance(backward, forward, key, DRAWS).log_weights - LOG_Z, up
+            found[name] = [transport.importance(backward, forward, key, DRAWS).log_weights - LOG_Z]
+            if steps == 2:  # a backward process of a distribution can draw
+                drawable = samplers(MIXTURE, steps)[name].backward
+                found[name].append(transport.importance(forward, drawable, key, DRAWS).log_weights)
         return found
 
-    for name, (down, up) in log_weights(KEY).items():
-        for direction in (down, up):
+    for name, directions in log_weights(KEY).items():
+        for direction in directions:
             assert abs(z_scores(np.exp(direction), 1.0)) < BOUND, name
             assert np.std(direction) > 0.02, name  # or it would not be a test
             assert np.mean(direction) < -4 * np.std(direction) / DRAWS**0.5, name  # ELBO <= log Z <= upper bound
@@ -288,3 +291,14 @@ def test_mistakes_are_named():
         ppl.seed(lambda: obj.detailed_balance(own, own, 0.0, lambda x, k: 0.0))(KEY)
     with pytest.raises(ppl.errors.ModelFamilyMismatchError, match="x "):  # another number of steps
         transport.importance(pair(WEIGHTS, 4).backward, pair(WEIGHTS, 3).forward, KEY, 10)
+
+
+def test_the_documentation_page_prints_what_it_says(capsys):
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "path_space.md").read_text()
+    blocks = re.findall(r"```(python|text)\n(.*?)```", page, flags=re.DOTALL)
+    namespace = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, "docs/path_space.md", "exec"), namespace)
+        else:
+            assert capsys.readouterr().out == block

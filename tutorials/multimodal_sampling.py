@@ -59,7 +59,7 @@ def score(x, t):
 
 
 def pair(params):
-    sizes = 0.15 * jnp.exp(params["log_sizes"])
+    sizes = jnp.exp(params["log_sizes"])
 
     def forward(x, k):
         size, t = sizes[k], k / STEPS
@@ -88,7 +88,7 @@ def initial(key, width=64):
         "second": jax.random.normal(two, (width, width)) / width**0.5,
         "biases": jnp.zeros((2, width)),
         "last": jnp.zeros((2, width)),  # no control to begin with
-        "log_sizes": jnp.zeros(STEPS),
+        "log_sizes": jnp.log(jnp.linspace(0.4, 0.04, STEPS)),  # long steps first, fine ones at the end
         "log_z": jnp.zeros(()),  # for trajectory balance alone
     }
 
