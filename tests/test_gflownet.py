@@ -10,13 +10,13 @@ import ppl.distributions as dist
 from ppl import objectives as obj
 from ppl.transport import backward_process, forward_process
 
-SIDE = 4
+SIDE = 3
 INNER = SIDE**2  # states 0 ... INNER - 1 are the cells of a grid, INNER ... 2 INNER - 1 the same cells, left for good
 STEPS = 2 * (SIDE - 1) + 1
 NEVER = -1e9
 
 ROW, COLUMN = np.divmod(np.arange(INNER), SIDE)
-REWARD = 0.1 + 2.0 * ((abs(ROW - 1.5) > 1) & (abs(COLUMN - 1.5) > 1)) + 0.5 * (ROW == COLUMN)
+REWARD = 0.1 + 2.0 * ((ROW != 1) & (COLUMN != 1)) + 0.5 * (ROW == COLUMN)
 
 
 def moves():
@@ -78,9 +78,9 @@ def test_every_balance_reaches_the_exact_distribution_on_and_off_policy():
 
     untrained = {"logits": jnp.zeros((2 * INNER, 2 * INNER)), "log_z": jnp.zeros(()), "flow": jnp.zeros(2 * INNER)}
     start = {(name, policy): untrained for name in LOSSES for policy in behaviours}
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 600))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 400))
     params = ppl.minimize(
-        objective, start, jax.random.key(0), optimizer=optimizer, steps=600, samples=16, progress=False
+        objective, start, jax.random.key(0), optimizer=optimizer, steps=400, samples=16, progress=False
     ).params
 
     exact = REWARD / REWARD.sum()

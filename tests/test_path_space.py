@@ -1,5 +1,6 @@
 """Pairs of processes: the weights of every sampler at every number of steps, and what their losses have in common."""
 
+import itertools
 import pathlib
 import re
 
@@ -74,9 +75,11 @@ def test_weights_are_unbiased_for_the_evidence(steps):
 
 
 def test_importance_says_how_sure_it_is():
-    """Over many runs, the errors of the log evidence have the stated size; the effective sample size that of the exact weights."""
-    forward = transport.forward_process(transport.gaussian(jnp.zeros(1), 1.0), lambda x, k: transport.gaussian(x, 1.0), 0)
-    backward = transport.backward_process(transport.gaussian(jnp.full(1, 0.7), 1.0), lambda x, k: transport.gaussian(x, 1.0), 0)
+    """Over many runs, errors of the log evidence have the stated size, and the effective sample size that of exact weights."""
+    forward, backward = (
+        process(transport.gaussian(jnp.full(1, mean), 1.0), lambda x, k: transport.gaussian(x, 1.0), 0)
+        for process, mean in ((transport.forward_process, 0.0), (transport.backward_process, 0.7))
+    )
 
     @jax.jit
     @jax.vmap
@@ -224,12 +227,11 @@ def test_all_balances_vanish_at_the_exact_reversal_and_nowhere_else():
     def evaluate(key):
         cases = {"right": (log_z, flow), "evidence": (log_z + 1.0, flow), "flow": (log_z, lambda x, k: flow(x, k) + (k == 2))}
         behaviours = {"on": None, "off": transport.noisier(forward, 1.0)}
-        return {
-            (loss, case, policy): ppl.expectation(lambda: function(*cases[case], behaviours[policy])).estimate(key)
-            for loss, function in losses.items()
-            for case in cases
-            for policy in behaviours
-        }
+
+        def value(loss, case, policy):
+            return ppl.expectation(lambda: losses[loss](*cases[case], behaviours[policy])).estimate(key)
+
+        return {names: value(*names) for names in itertools.product(losses, cases, behaviours)}
 
     values = evaluate(KEY)
     for (loss, case, policy), value in values.items():

@@ -1,9 +1,9 @@
 """Sampling a density with many modes: a pair of processes, three losses, and what each of them finds.
 
-We have an unnormalized density and want samples of it, and its normalizing constant Z. A *forward* process pushes Gaussian noise
-toward the density in a few dozen steps; a *backward* process says how a sample might have come about. Both are programs over
-the same addresses, so that the log weight of a trajectory is a difference of two log densities. Its exponential has the mean Z,
-however badly the processes are trained; how much it varies is what training is about.
+We have an unnormalized density and want samples of it, and its normalizing constant Z. A *forward* process pushes Gaussian
+noise toward the density in a few dozen steps; a *backward* process says how a sample might have come about. Both are programs
+over the same addresses, so that the log weight of a trajectory is a difference of two log densities. Its exponential has the
+mean Z, however badly the processes are trained; how much it varies is what training is about.
 
 Run it with `python tutorials/multimodal_sampling.py`. It takes some minutes on two cores (`--quick`: under a minute), prints a
 table and saves a picture.
@@ -33,8 +33,8 @@ STEPS, BATCH, SCALE = 32, 128, 6.0
 
 # --- The density -----------------------------------------------------------------------------------------------------
 #
-# Eight Gaussians on a circle and one, heavier, in the middle. The sampler sees no more than this function and its gradient. Since
-# we put the constant in ourselves, we know what to find: log Z = 2.
+# Eight Gaussians on a circle and one, heavier, in the middle. The sampler sees no more than this function and its gradient.
+# Since we put the constant in ourselves, we know what to find: log Z = 2.
 
 ANGLES = 2 * np.pi * np.arange(8) / 8
 CENTRES = jnp.asarray(np.r_[np.c_[7 * np.cos(ANGLES), 7 * np.sin(ANGLES)], np.zeros((1, 2))])
@@ -49,9 +49,9 @@ def log_rho(x):
 
 # --- The pair --------------------------------------------------------------------------------------------------------
 #
-# Controlled Monte Carlo diffusion (Vargas et al. 2024). Between a wide Gaussian and the density lie the densities pi_t, of which
-# we know the gradients. Forward takes Langevin steps along them, helped by a learned control; backward takes the same steps
-# with the control turned around. Each kernel is one line. `ppl.transport.cmcd` is this pair, beside five others.
+# Controlled Monte Carlo diffusion (Vargas et al. 2024). Between a wide Gaussian and the density lie the densities pi_t, of
+# which we know the gradients. Forward takes Langevin steps along them, helped by a learned control; backward takes the same
+# steps with the control turned around. Each kernel is one line. `ppl.transport.cmcd` is this pair, beside five others.
 
 
 def score(x, t):

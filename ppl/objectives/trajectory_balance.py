@@ -15,7 +15,7 @@ from ppl.transforms.by_site import add_up, log_density_by_site
 
 
 def trajectory_balance(model: Bound, family: Bound, log_evidence: Any, behaviour: Bound | None = None) -> Any:
-    """`(log Z - log w)^2 / 2`, `w = p(x, z) / q(z)`, of one constant draw (Malkin et al. 2022, equation 14). In squared nats.
+    """`(log Z - log w)^2 / 2`, `w = p(x, z) / q(z)`, of one constant draw (Malkin et al. 2022). In squared nats.
 
     To be minimized in the family, the model and the learned `log_evidence` together: zero where the family is the posterior and
     `log_evidence` the evidence. On draws of the family, its gradient in the family has the mean of that of minus the ELBO,
@@ -51,7 +51,8 @@ def sub_trajectory_balance(
     decay: float = 0.9,
     behaviour: Bound | None = None,
 ) -> Any:
-    """`sum_i<j decay^(j-i) D_ij^2 / 2` over `sum_i<j decay^(j-i)`, of one constant draw (Madan et al. 2023, eq. 9). In squared nats.
+    """`sum_i<j decay^(j-i) D_ij^2 / 2` over `sum_i<j decay^(j-i)`, of one constant draw (Madan et al. 2023). In squared
+    nats.
 
     `D_ij` is the imbalance of the trajectory from x_i to x_j, `log f_i + sum log F - log f_j - sum log B`, where
     `f_0 = Z q(x_0)`, `f_K` is the target, and the flows between are learned. `decay = inf` is trajectory balance, `decay = 0`
@@ -89,7 +90,7 @@ def sub_trajectory_balance(
 def detailed_balance(
     backward: Bound, forward: Bound, log_evidence: Any, log_flow: Callable[[Any, Any], Any], behaviour: Bound | None = None
 ) -> Any:
-    """The mean over steps of `(log f_k + log F_k - log f_k+1 - log B_k)^2 / 2`, of one constant draw (Bengio et al. 2023, eq. 11).
+    """The mean over steps of `(log f_k + log F_k - log f_k+1 - log B_k)^2 / 2`, of one constant draw (Bengio et al. 2023).
 
     In squared nats. Arguments and errors as in `sub_trajectory_balance`.
 
@@ -112,8 +113,8 @@ def _cumulative(backward: Bound, forward: Bound, log_evidence: Any, log_flow: An
     trace, by_forward = constant_draw(forward, behaviour, by_site=True)
     if sorted(trace) != ["end", "x"]:
         raise errors.ObjectiveError(
-            "detailed and sub-trajectory balance are of processes with the addresses 'x' (the states but the last, stacked) and "
-            f"'end', as ppl.transport.forward_process makes them; the forward program has {', '.join(map(repr, trace))}. "
+            "detailed and sub-trajectory balance are of processes with the addresses 'x' (the states but the last, stacked) "
+            f"and 'end', as ppl.transport.forward_process makes them; the forward program has {', '.join(map(repr, trace))}. "
             "Trajectory balance is of any two programs."
         )
     by_backward = log_density_by_site(backward, trace)

@@ -1,12 +1,12 @@
 """Forward and backward processes: chains of kernels, as programs over the same addresses.
 
 States `x_0 ... x_K` run from a simple distribution to a target. Both programs have them at the addresses `x` (the first K,
-stacked, shape `(K, ...)`; none if K = 0) and `end` (`x_K`), whatever the direction in which they draw, so that the log weight of a trajectory is
-a difference of two densities of one trace, exact at every K:
+stacked, shape `(K, ...)`; none if K = 0) and `end` (`x_K`), whatever the direction in which they draw, so that the log weight
+of a trajectory is a difference of two densities of one trace, exact at every K:
 
     log w = log rho(x_K) + sum_k log B_k(x_k | x_k+1) - log q(x_0) - sum_k log F_k(x_k+1 | x_k),    E_forward[w] = Z
 
-(Crooks 1998; Neal 2001; Vargas et al. 2024, equation 4). Each kernel is traced once and stands in a `scan`: neither the trace
+(Crooks 1998; Neal 2001; Vargas et al. 2024). Each kernel is traced once and stands in a `scan`: neither the trace
 nor the compiled program grows with K.
 """
 
@@ -52,7 +52,8 @@ def forward_process(start: Any, kernel: Kernel, steps: int) -> Bound:
 
 
 def _forward(start: Any, kernel: Kernel, steps: int) -> Any:
-    # What is carried is the distribution of the next state, so that every state is drawn at one place and the kernel is traced once.
+    # What is carried is the distribution of the next state, so that every state is drawn at one place and the kernel is traced
+    # once.
     if steps == 0:
         return sample("end", start)
     _check_alike(start, kernel)
@@ -71,14 +72,14 @@ def _check_alike(start: Any, kernel: Kernel) -> None:
     found = jax.eval_shape(lambda: kernel(jnp.zeros(state.shape, state.dtype), jnp.zeros((), jnp.result_type(int))))
     if not isinstance(found, dist.Distribution):
         raise errors.ValueShapeError(f"the kernel of a process returns a distribution, got {found!r}")
-    same_tree = jax.tree.structure(start) == jax.tree.structure(found)
+    trees: list[Any] = [jax.tree.structure(distribution) for distribution in (start, found)]
     shapes = [
         [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(distribution)] for distribution in (start, found)
     ]
-    if not same_tree or shapes[0] != shapes[1]:
+    if trees[0] != trees[1] or shapes[0] != shapes[1]:
         raise errors.ValueShapeError(
-            "the start and the kernel of a process have to be distributions of one kind, with parameters of the same shapes and "
-            f"dtypes, since one takes the other's place from step to step; got\n  start   {_outline(start, shapes[0])}\n"
+            "the start and the kernel of a process have to be distributions of one kind, with parameters of the same shapes "
+            f"and dtypes, since one takes the other's place from step to step; got\n  start   {_outline(start, shapes[0])}\n"
             f"  kernel  {_outline(found, shapes[1])}\nppl.transport.gaussian(mean, scale) makes them alike."
         )
 

@@ -36,7 +36,7 @@ class Replay(NamedTuple):
             raise errors.ValueShapeError(f"a buffer of {size} cannot take {count} traces at once")
         places = (self.next + jnp.arange(count)) % size
         put = jax.tree.map(lambda old, new: old.at[places].set(new), (self.traces, self.log_priority), (traces, log_priority))
-        return Replay(*put, (self.next + count) % size)
+        return Replay(put[0], put[1], (self.next + count) % size)
 
     def draw(self, key: Any, count: int) -> Any:
         """Traces, stacked in front, with replacement. The buffer must not be empty."""

@@ -1,8 +1,9 @@
 """Samplers of unnormalized densities: each is a pair of kernels, as in its paper.
 
 All take `target`, a function from a state (a vector of length `dim`) to a log density in nats up to a constant (or a
-distribution: then backward can draw too, and bounds the evidence from above), and return the bound programs `(forward, backward)`: the forward process draws, and `backward.log_density(trace) - log_forward` is the log
-weight of a trajectory, whose exponential has the mean Z at every number of steps. Which loss trains them is another matter:
+distribution: then backward can draw too, and bounds the evidence from above), and return the bound programs `(forward,
+backward)`: the forward process draws, and `backward.log_density(trace) - log_forward` is the log weight of a trajectory, whose
+exponential has the mean Z at every number of steps. Which loss trains them is another matter:
 
     @ppl.expectation
     def objective(net):
@@ -27,8 +28,11 @@ from ppl import errors
 from ppl.program import Bound
 from ppl.transport.process import backward_process, forward_process, gaussian
 
-Density = Callable[[Any], Any] | dist.Distribution
+Density = Any
+"""A function from a state to nats, or a distribution."""
+
 Field = Callable[[Any, Any], Any]
+"""From a state and a time to a vector."""
 
 
 class Pair(NamedTuple):
@@ -41,7 +45,8 @@ class Pair(NamedTuple):
 def pis(target: Density, control: Field, dim: int, steps: int, scale: Any = 1.0) -> Pair:
     """The path integral sampler: a controlled Brownian motion from zero, `dX = scale^2 u dt + scale dW` (Zhang and Chen 2022).
 
-    Backward is the Brownian bridge to zero. The first kernel leaves zero, so that the states are those of the times 1 / steps to
+    Backward is the Brownian bridge to zero. The first kernel leaves zero, so that the states are those of the times 1 / steps
+    to
     1: the trace's `x` has `steps - 1` of them. The optimal control is the gradient of log E[target / reference | x_t].
 
     Example:
@@ -68,12 +73,13 @@ def pis(target: Density, control: Field, dim: int, steps: int, scale: Any = 1.0)
 
 
 def dds(target: Density, control: Field, dim: int, steps: int, scale: Any = 1.0, rates: Any = None) -> Pair:
-    """The denoising diffusion sampler: exact steps of an Ornstein-Uhlenbeck process and a control (Vargas et al. 2023, eq. 20).
+    """The denoising diffusion sampler: exact steps of an Ornstein-Uhlenbeck process and a control (Vargas et al. 2023).
 
     Args:
         rates: `alpha_k`, the part of the variance that a step renews: a number or an array of `steps` in (0, 1). By default a
             squared cosine that sums to 5, so that about exp(-5) of the variance of x_0 is left at the end.
-        scale: the stationary standard deviation. The control is a score plus `x / scale^2`: zero is optimal for `N(0, scale^2)`.
+        scale: the stationary standard deviation. The control is a score plus `x / scale^2`: zero is optimal for `N(0,
+            scale^2)`.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl
@@ -99,7 +105,7 @@ def dds(target: Density, control: Field, dim: int, steps: int, scale: Any = 1.0,
 
 
 def dis(target: Density, score: Field, dim: int, steps: int, scale: Any = 1.0, rates: Any = None) -> Pair:
-    """The time-reversed diffusion sampler, by Euler-Maruyama (Berner et al. 2024, equation 15).
+    """The time-reversed diffusion sampler, by Euler-Maruyama (Berner et al. 2024).
 
     The target is noised by `dY = -beta/2 Y ds + sqrt(beta) scale dW`; forward undoes that,
     `dX = (beta/2 X + beta scale^2 score) dt + sqrt(beta) scale dW`.
@@ -141,15 +147,16 @@ def annealed(
     """Annealed Langevin sampling with everything learnable (Heng et al. 2020; Thin et al. 2021; Doucet et al. 2022).
 
     Forward are steps of unadjusted Langevin dynamics of `pi_k = start^(1 - b_k) target^b_k`. Backward are the same steps,
-    with a learned correction of the drift, zero for reversible dynamics (Doucet et al. 2022, section 3).
+    with a learned correction of the drift, zero for reversible dynamics (Doucet et al. 2022).
 
     Args:
         start: `gaussian(mean, scale)`, whose parameters may be learned.
         step_size: h of `x + h grad log pi + sqrt(2 h) noise`: a number or an array of `steps`.
         schedule: `b_0 ... b_K` from 0 to 1, an array of `steps + 1`; linear by default.
-        correction: `c(x, t)`: backward drifts by `h (grad log pi + c)`. Optimal is twice the score of where forward is at time t,
-            less twice that of `pi`.
-        score: the gradient of the target's log density, if not by `jax.grad`. The weights are right with any function from state
+        correction: `c(x, t)`: backward drifts by `h (grad log pi + c)`. Optimal is twice the score of where forward is at time
+            t, less twice that of `pi`.
+        score: the gradient of the target's log density, if not by `jax.grad`. The weights are right with any function from
+            state
             to vector: give a clipped one where gradients explode.
 
     Example:
@@ -176,7 +183,7 @@ def annealed(
 def cmcd(
     target: Density, control: Field, start: Any, steps: int, step_size: Any, schedule: Any = None, score: Any = None
 ) -> Pair:
-    """Controlled Monte Carlo diffusion: annealed Langevin steps that a control keeps on `pi_k` (Vargas et al. 2024, section 4.1).
+    """Controlled Monte Carlo diffusion: annealed Langevin steps that a control keeps on `pi_k` (Vargas et al. 2024).
 
     Forward drifts by `grad log pi + u`, backward by `grad log pi - u`, each at the state and time that it starts from.
 
@@ -215,9 +222,10 @@ def stochastic_flow(
     schedule: Any = None,
     score: Any = None,
 ) -> Pair:
-    """A stochastic normalizing flow: an invertible layer and a Langevin step in turns (Wu et al. 2020, sections 3.2 and 3.3).
+    """A stochastic normalizing flow: an invertible layer and a Langevin step in turns (Wu et al. 2020).
 
-    Forward maps x to `y = T_k(x)` and takes a step of unadjusted Langevin dynamics of `pi_k+1` from there; backward takes a step
+    Forward maps x to `y = T_k(x)` and takes a step of unadjusted Langevin dynamics of `pi_k+1` from there; backward takes a
+    step
     from the other end, and maps back: its density at x has the Jacobian of the layer.
 
     Args:
@@ -284,4 +292,4 @@ def _positive(steps: int) -> None:
         raise errors.ValueShapeError(f"a sampler takes at least one step, got {steps}")
 
 
-__all__ = ["Field", "Pair", "Density", "annealed", "cmcd", "dds", "dis", "pis", "stochastic_flow"]
+__all__ = ["Density", "Field", "Pair", "annealed", "cmcd", "dds", "dis", "pis", "stochastic_flow"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,9 +49,10 @@ def sde_path(
 ) -> SDEPath:
     """Draw a path of `dX = drift(t, X) dt + diffusion(t, X) dW`, by diffrax, inside a program or an objective.
 
-    The random choice at `address` is the Brownian motion's standardized increments. With a prior drift the path has its Girsanov
-    weight against the prior SDE, which has the same diffusion (Li et al. 2020, equation 10): `log p(y | path) - kl` is the path's
-    part of an ELBO, and `exp(log_ratio) p(y | path)` is unbiased for the evidence of the discretized prior, at every step size.
+    The random choice at `address` is the Brownian motion's standardized increments. With a prior drift the path has its
+    Girsanov weight against the prior SDE, which has the same diffusion (Li et al. 2020): `log p(y | path) - kl` is
+    the path's part of an ELBO, and `exp(log_ratio) p(y | path)` is unbiased for the evidence of the discretized prior, at every
+    step size.
 
     Args:
         start: the state at `start_time`, a vector.
@@ -99,7 +101,7 @@ def sde_path(
         rows = jnp.stack([jnp.zeros(size), -excess(t, state[:size])])
         return jnp.concatenate([jnp.diag(jnp.broadcast_to(diffusion(t, state[:size]), (size,))), rows])
 
-    terms = diffrax.MultiTerm(diffrax.ODETerm(field), diffrax.ControlTerm(noise_field, control))
+    terms: Any = diffrax.MultiTerm(diffrax.ODETerm(field), diffrax.ControlTerm(noise_field, control))
     solution = diffrax.diffeqsolve(
         terms,
         diffrax.Euler() if solver is None else solver,
@@ -124,7 +126,7 @@ def _grid(times: Any, start_time: float, step: float) -> tuple[np.ndarray, np.nd
     if times.ndim != 1 or times.size == 0 or np.any(np.diff(times) <= 0) or times[0] < start_time or times[-1] == start_time:
         raise errors.ValueShapeError(f"the times of a path increase from start_time={start_time}, got {times}")
     stops = np.union1d([start_time], times)
-    pieces = [np.linspace(a, b, 1 + int(np.ceil((b - a) / step - 1e-9)))[1:] for a, b in zip(stops, stops[1:], strict=False)]
+    pieces = [np.linspace(a, b, 1 + int(np.ceil((b - a) / step - 1e-9)))[1:] for a, b in itertools.pairwise(stops)]
     return np.concatenate([[start_time], *pieces]), times
 
 
