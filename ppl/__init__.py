@@ -80,5 +80,6 @@ __all__ = [
     "testing",
     "to_numpyro",
     "trace_shapes",
+    "transport",
     "unnormalized",
 ]

@@ -28,6 +28,7 @@ from ppl.objectives.renyi import renyi
 from ppl.objectives.sandwich import Sandwich, sandwich
 from ppl.objectives.sticking_the_landing import sticking_the_landing
 from ppl.objectives.tail_adaptive import tail_adaptive
+from ppl.objectives.trajectory_balance import detailed_balance, sub_trajectory_balance, trajectory_balance
 from ppl.objectives.vimco import vimco
 from ppl.objectives.vis import vis_family, vis_family_doubly_reparameterized, vis_family_pathwise, vis_model
 from ppl.objectives.wake_sleep import sleep_phi, wake_phi, wake_theta
@@ -37,6 +38,7 @@ __all__ = [
     "beta_elbo",
     "chi_square",
     "cubo",
+    "detailed_balance",
     "discrete_matching",
     "diwhvi",
     "dreg",
@@ -61,7 +63,9 @@ __all__ = [
     "sandwich",
     "sleep_phi",
     "sticking_the_landing",
+    "sub_trajectory_balance",
     "tail_adaptive",
+    "trajectory_balance",
     "vimco",
     "vis_family",
     "vis_family_doubly_reparameterized",
