@@ -54,9 +54,7 @@ class Problem:
         return {
             "groups": [list(group) for group in task.groups],
             "direction": "minimize" if task.sign > 0 else "maximize",
-            "samples": task.samples
-            if task.samples is None
-            else dataclasses.asdict(as_samples(task.samples)) | {"sharding": None},
+            "samples": [samples.number, samples.chunk] if isinstance(samples, Samples) else samples,
             "constraints": repr(task.constraints),
             "data": shapes(task.user_args(self.inputs.arguments, task.some_batch(self.inputs.batches))),
             "shuffle": repr(task.shuffle),
