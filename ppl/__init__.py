@@ -1,12 +1,16 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, lang, objectives, testing
+import importlib
+from typing import Any
+
+from ppl import distributions, errors, estimators, families, lang, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.bridges.mcmc import Draws, nuts
 from ppl.bridges.to_numpyro import to_numpyro
 from ppl.choice import SiteDescription
 from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
+from ppl.inference.minibatches import Minibatches, Stream
 from ppl.inference.optimize import maximize, minimize
 from ppl.lang import objective, parse
 from ppl.load import load
@@ -28,15 +32,25 @@ from ppl.unnormalized import unnormalized
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> Any:
+    """`ppl.transport` is imported when it is first asked for: diffrax takes its time."""
+    if name == "transport":
+        return importlib.import_module("ppl.transport")
+    raise AttributeError(f"module 'ppl' has no attribute {name!r}")
+
+
 __all__ = [
     "Bound",
     "Draws",
     "Expectation",
     "Fit",
     "GradientVariance",
+    "Minibatches",
     "Program",
     "Samples",
     "SiteDescription",
+    "Stream",
     "check_family",
     "deterministic",
     "distributions",
@@ -44,6 +58,7 @@ __all__ = [
     "estimators",
     "expectation",
     "factor",
+    "families",
     "from_numpyro",
     "gradient_variance",
     "lang",
@@ -69,5 +84,6 @@ __all__ = [
     "testing",
     "to_numpyro",
     "trace_shapes",
+    "transport",
     "unnormalized",
 ]

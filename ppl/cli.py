@@ -186,7 +186,7 @@ def _save_draws(path: Path, traces: Any) -> None:
 
     temporary = path.with_name(f".{path.name}")
     with temporary.open("wb") as file:
-        np.savez(file, **{show(address): np.asarray(value) for address, value in flatten(traces).items()})
+        np.savez(file, **{show(address): np.asarray(value) for address, value in flatten(traces).items()})  # type: ignore[arg-type]
     temporary.replace(path)
 
 

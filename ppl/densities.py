@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from ppl.site import Operands, Site, feasible, lanes, restore
+from ppl.watching import watched_cost
 
 
 class Noise(NamedTuple):
@@ -75,6 +76,7 @@ def log_prob(site: Site, leaves: Sequence[Any], value: Any) -> Any:
     return lanes(site, leaves, lambda operands, value: operands.distribution.log_prob(value), value)
 
 
+@watched_cost
 def cost(site: Site, leaves: Sequence[Any], value: Any) -> Any:
     """The site's scalar contribution to its program's log density: masked, scaled, summed over lanes and elements."""
 
@@ -97,6 +99,7 @@ def cost(site: Site, leaves: Sequence[Any], value: Any) -> Any:
     return total(site, lanes(site, leaves, one, value))
 
 
+@watched_cost
 def factor_cost(site: Site, leaves: Sequence[Any]) -> Any:
     """The contribution of a `factor`."""
 

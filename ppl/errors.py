@@ -124,5 +124,29 @@ class LanguageError(PPLError):
         super().__init__("\n\n".join(map(str, diagnostics)) + rest)
 
 
+class FamilyError(PPLError):
+    """A variational family cannot be made of a model in the way that was asked for."""
+
+
+class NonFiniteError(ObjectiveError):
+    """A value or a gradient was not finite while an objective was optimized.
+
+    `fit` is the run up to the last good step, `step` the step that failed, `address` the site that is to blame and `leaves`
+    the names of the parameters whose gradients are not finite (None and empty where these could not be found).
+    """
+
+    def __init__(self, message: str, fit: object, step: int, address: str | None, leaves: tuple[str, ...]):
+        super().__init__(message)
+        self.fit, self.step, self.address, self.leaves = fit, step, address, leaves
+
+
+class ConstraintError(PPLError):
+    """Constraints do not fit the parameters, or a parameter starts outside of its constraint."""
+
+
 class DataError(PPLError):
-    """Data that a file declares are missing, or are not what it declares."""
+    """Data are missing, ended, or are not of the shape that they should have."""
+
+
+class CheckpointError(PPLError):
+    """A checkpoint is damaged, or belongs to another run."""

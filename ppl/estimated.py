@@ -138,7 +138,12 @@ def modify(
     if not named:
         return estimated, leaves
     if verb == "detach":
-        return _add(estimated, operands, verb, {estimated.inner(prefix): True for prefix in named.values()}, {})
+        if len(named) < len(addresses):
+            raise errors.DensityKindError(
+                f"detach names a part of {', '.join(repr(a) for a in map('/'.join, addresses))}, which are drawn together with "
+                f"what is integrated out.\n  {estimated.site.where}\nDetach all of them."
+            )
+        return _add(estimated, operands, verb, {(): True}, {})
     if verb == "with_estimators":
         chosen = {estimated.inner(prefix): split_estimator(values[prefix]) for prefix in named.values()}
         arrays = {address: held for address, (_, held) in chosen.items() if held is not None}

@@ -59,6 +59,12 @@ class Samples:
             return tree
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.sharding), tree)
 
+    def chunks(self, key: Any) -> list[tuple[Any, int]]:
+        """The key of each chunk, and how many repetitions it has."""
+        if self.chunk is None:
+            return [(key, self.number)]
+        return [(chunk_key, self.chunk) for chunk_key in jax.random.split(key, self.number // self.chunk)]
+
     def map(self, function: Callable[[], Any]) -> Any:
         """The results of so many calls of a function that draws samples, stacked."""
         count = self.chunk or self.number

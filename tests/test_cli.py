@@ -69,7 +69,7 @@ def test_check_shows_estimators_and_finds_bias(line, tmp_path):
     assert "every condition for unbiased gradients holds" in result.output
     assert "Reparameterize()" in result.output
     jump = tmp_path / "jump.vi"
-    jump.write_text("family q(m: real):\n    x ~ Normal(m, 1)\n\nobjective chance:\n    E[z ~ q] (if z.x > 0 then 1 else 0)\n")
+    jump.write_text("family q(m: real):\n    x ~ Normal(m, 1)\n\nobjective chance:\n    E[z ~ q] where(z.x > 0, 1, 0)\n")
     result = ppl_("check", jump)
     assert result.exit_code == 3, result.output
     assert "continuity" in result.output

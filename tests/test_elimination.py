@@ -242,6 +242,29 @@ def test_quadrature_beside_a_sum():
     assert float(ppl.marginal(model(), "x", nodes=60).log_density({"x": 1.0})) == pytest.approx(np.log(exact), abs=1e-6)
 
 
+@ppl.program
+def narrow():  # x | u is 20 times narrower than u
+    u = ppl.sample("u", dist.Normal(0.0, 1.0))
+    ppl.sample("x", dist.Normal(u, 0.05))
+
+
+def test_too_few_nodes_are_an_error_and_nan_in_compiled_code():
+    """Thirty nodes leave x = 0 between two of them: they would give -15.2 for -0.92."""
+    with pytest.raises(errors.MarginalError, match=r"(?s)too few quadrature nodes.*test_elimination.py.*more nodes=") as caught:
+        ppl.marginal(narrow(), "x", nodes=30).log_density({"x": 0.0})
+    assert "with half" in str(caught.value)
+    few, enough = (ppl.marginal(program, "x", nodes=30) for program in (narrow(), continuous()))
+    for x in (0.0, 3.0):
+        assert np.isnan(jax.jit(few.log_density)({"x": x}))
+    exact = scipy.stats.norm.logpdf([0.0, 3.0], 0.0, np.sqrt(2.0))
+    found = jax.jit(jax.vmap(lambda x: jnp.stack(jax.value_and_grad(lambda x: enough.log_density({"x": x}))(x))))(
+        jnp.array([0.0, 3.0])
+    )
+    np.testing.assert_allclose(found.T, [exact, [0.0, -1.5]], atol=1e-4)
+    with pytest.raises(errors.MarginalError, match="up to 350 nodes"):
+        ppl.marginal(narrow(), "x", nodes=400).log_density({"x": 0.0})
+
+
 # MixFlow (Xu & Campbell 2023): a uniform mixture over the iterates of a map.
 
 

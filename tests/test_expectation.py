@@ -391,7 +391,7 @@ def test_maximize_reaches_the_exact_posterior_and_is_a_function_of_its_key():
     assert abs(elbo.estimate(KEY, fit.params, samples=10_000) - exact) < 5e-3
     assert fit.history.shape == (1500,)
     assert fit.history[:50].mean() < fit.history[-50:].mean()
-    again = ppl.maximize(elbo, start, KEY, **options, chunk=70)
+    again = ppl.maximize(elbo, start, KEY, **options, steps_per_call=70)
     np.testing.assert_allclose(again.params["m"], fit.params["m"], rtol=1e-5)
     np.testing.assert_allclose(again.history, fit.history, rtol=1e-4, atol=1e-4)
     down = ppl.minimize(ppl.expectation(lambda phi: -elbo(phi)), start, KEY, **options)
@@ -407,7 +407,7 @@ def test_a_second_fit_with_the_same_shapes_compiles_nothing():
         return -((x - ppl.sample("e", dist.Normal(0.0, 0.1)) - y.mean()) ** 2)
 
     optimizer = optax.sgd(0.1)
-    options = {"optimizer": optimizer, "steps": 30, "chunk": 10, "progress": False}
+    options = {"optimizer": optimizer, "steps": 30, "steps_per_call": 10, "progress": False}
     first = ppl.maximize(objective, 0.0, KEY, jnp.ones(3), **options)
     count = len(traces)
     second = ppl.maximize(objective, 5.0, jax.random.key(1), jnp.full(3, 2.0), **options)

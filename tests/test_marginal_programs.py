@@ -222,9 +222,11 @@ def test_the_kind_of_a_density_travels_to_where_it_is_used():
 
     ((operation, reason),) = uses(lambda: bound.function(THETA))
     assert operation is None
-    assert "importance sampling with 2 particles" in reason
+    assert "importance sampling with 2 particles, whose log is too high on average" in reason
     assert "test_marginal_programs.py" in reason
     assert [operation for operation, _ in uses(in_a_scan)] == [None]
+    ((_, reason),) = uses(lambda: ppl.marginal(family(THETA), "x", proposal=back).log_density({"x": 0.5}))
+    assert "whose log is too low on average" in reason
     assert {operation for operation, _ in uses(lambda: tighter.function(THETA))} == {"reduce_max", "exp"}
     report = bound.check(THETA)
     assert report.ok

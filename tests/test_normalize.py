@@ -220,7 +220,7 @@ def test_conditioning_and_unnormalized_targets():
 def test_the_kind_of_the_density_is_noted():
     (use,) = uses_of(stage(lambda: elbo.function(PHI, 3, None)).jaxpr.jaxpr, UNBIASED_DENSITY)
     assert use.operation is None
-    assert "sampling-importance-resampling from 3 particles" in use.note.reason
+    assert "sampling-importance-resampling from 3 particles, estimated, whose log is too high" in use.note.reason
 
 
 @ppl.program

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -11,10 +12,12 @@ import numpy as np
 
 from ppl import errors
 from ppl.diagnostics import convergence, latents
+from ppl.diagnostics.corrections import corrections
 from ppl.diagnostics.draws import Draws, weighted
 from ppl.diagnostics.findings import NOTE, WARNING, Finding
 from ppl.diagnostics.weighable import why_not
 from ppl.diagnostics.weights import (
+    FEWEST,
     Estimate,
     effective_sample_size,
     finite,
@@ -25,6 +28,8 @@ from ppl.diagnostics.weights import (
     upper_bound,
 )
 from ppl.program import Bound
+from ppl.site import Address
+from ppl.transforms import compare
 
 NOT_KNOWN = Estimate(math.nan, math.nan)
 
@@ -38,7 +43,7 @@ class Check:
         elbo: the lower bound `E_q[log w]` of the log evidence, in nats.
         log_evidence: `log mean w`, with the delta method's standard error.
         eubo: the upper bound `E_p[log w]`, from self-normalized weights.
-        cubo: the upper bound `log(E_q[w^2]) / 2` (Dieng et al. 2017), looser, and noisier.
+        cubo: the upper bound `log(E_q[w^2]) / 2` (Dieng et al. 2017), which takes a lighter tail (`k_hat` below 1/2).
         k_hat: shape of the weights' tail; minus infinity where they have none.
         k_hat_limit: what it should be below, for this many draws.
         effective_sample_size: of the weights.
@@ -137,6 +142,8 @@ def check(
         >>> report.ok, bool(report.k_hat > 0.7), report.findings[0].about
         (False, True, 'weights')
     """
+    if draws < FEWEST:
+        raise errors.FitError(f"a check needs at least {FEWEST} draws, got {draws}")
     draw_key, prior_key, unit_key, gradient_key = jax.random.split(key, 4)
     found: list[Finding] = list(latents.uncovered(model, family))
     numbers: dict[str, Any] = {}
@@ -144,7 +151,7 @@ def check(
     reason = why_not(model, family)
     if reason is None:
         try:
-            numbers, more = _of_weights(drawn)
+            numbers, more = _of_weights(drawn, compare.latents(model))
         except errors.FitError as error:
             more = [Finding("density", WARNING, "", str(error), "Nothing else can be said before that is mended.")]
         found = more + found
@@ -154,7 +161,7 @@ def check(
             numbers["elbo"] = mean(drawn.log_weights)
     if not latents.points(family):
         found += latents.of_draws(model, family, prior_key, drawn.trace)
-        found += latents.inactive(model, family, unit_key, min(draws, 256))
+        found += latents.inactive(model, family, unit_key, drawn.trace)
     if history is not None:
         found += convergence.of_history(history)
     if objective is not None:
@@ -164,7 +171,7 @@ def check(
     return Check(draws=draws, findings=tuple(found), **numbers)
 
 
-def _of_weights(drawn: Draws) -> tuple[dict[str, Any], list[Finding]]:
+def _of_weights(drawn: Draws, addresses: Iterable[Address]) -> tuple[dict[str, Any], list[Finding]]:
     log_w = finite(drawn)
     weights, k_hat = smooth(log_w)
     limit = reliable_k_hat(len(log_w))
@@ -203,16 +210,8 @@ def _of_weights(drawn: Draws) -> tuple[dict[str, Any], list[Finding]]:
                 "fit.initial_values.",
             )
         )
-    elif k_hat > 0.5:
-        found.append(
-            Finding(
-                "weights",
-                NOTE,
-                "",
-                f"k-hat is {k_hat:.2f}: the family is off, and not too far for weights to correct it.",
-                "Use fit.resample in place of fit.sample.",
-            )
-        )
+    else:
+        found += corrections(drawn.trace, addresses, weights)
     return numbers, found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors
@@ -32,19 +33,27 @@ class Draws(NamedTuple):
 
 
 def repeat(function: Callable[..., Any], key: Any, n: int, *inputs: Any) -> Any:
-    """`function(key, *inputs)` for `n` independent keys and the elements of `inputs`, stacked; `function` is compiled."""
+    """`function(key, *inputs)` for `n` independent keys and the elements of `inputs`, stacked; `function` is `mapped`.
+
+    More than a batch is computed in batches of one size, so that no other number of draws compiles anything.
+    """
     if n < 1:
         raise errors.FitError(f"it takes at least one draw, got n={n}")
-    return function(jax.random.split(key, n), *inputs)
+    keys = jax.random.split(key, n)
+    if n <= BATCH:
+        return function(keys, *inputs)
+    inputs = jax.tree.map(np.asarray, inputs)
+    parts = []
+    for start in range(0, n, BATCH):
+        at = np.minimum(np.arange(start, start + BATCH), n - 1)
+        part = function(keys[at], *jax.tree.map(lambda x: x[at], inputs))  # noqa: B023 (used at once)
+        parts.append(jax.tree.map(lambda x: np.asarray(x)[: n - start], part))  # noqa: B023
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *parts)
 
 
 def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one draw, compiled for a stack of them that are computed in batches."""
-
-    def one(xs: Any) -> Any:
-        return function(*xs)
-
-    return jax.jit(lambda *xs: jax.lax.map(one, xs, batch_size=BATCH) if len(xs[0]) > BATCH else jax.vmap(function)(*xs))
+    """A function of one draw, compiled for a stack of them."""
+    return jax.jit(jax.vmap(function))
 
 
 # Programs hash by identity. The last few keep what was compiled for them, so that asking again compiles nothing.

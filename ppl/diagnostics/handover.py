@@ -54,8 +54,8 @@ def metropolis(model: Bound, family: Bound, key: Any, n: int, chains: int = 4) -
     """Markov chains for the posterior whose proposals are independent draws of the family (Tierney 1994, section 2.3.3).
 
     A proposal of weight `w' = p / q` replaces a state of weight `w` with probability `min(1, w' / w)`. Chains start from draws
-    of the family. Right in the limit for any family that covers the posterior, and quick for a good one: look at the
-    acceptance, and at R-hat of the chains.
+    of the family. Right in the limit for any family that covers the posterior, and quick for a good one; where the
+    posterior has heavier tails, chains get stuck in them: look at the acceptance, and at R-hat of the chains.
 
     Raises:
         FitError: the weights are no importance weights (a minibatch, a point), or are no numbers.

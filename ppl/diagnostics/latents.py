@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl import errors
-from ppl.address import flatten
+from ppl.address import flatten, nest
 from ppl.diagnostics.draws import mapped, remember, repeat
 from ppl.diagnostics.findings import NOTE, WARNING, Finding
 from ppl.diagnostics.predictive import prior_predictive
@@ -19,7 +19,6 @@ from ppl.supports import interval
 from ppl.transforms.compare import contains, latents
 from ppl.transforms.pointwise import pointwise
 from ppl.transforms.seed import seed
-from ppl.transforms.simulate import simulate
 from ppl.transforms.stage import Located
 
 INACTIVE = 0.01
@@ -27,6 +26,9 @@ INACTIVE = 0.01
 
 POINT = 1e-4
 """A family that is this much narrower than the prior is a point."""
+
+ENOUGH = 256
+"""Draws that a divergence from the prior is estimated from."""
 
 EDGE = 1e-6
 """Draws are at a bound when they are this close, as a part of the width of the support or of the prior's median distance."""
@@ -117,14 +119,16 @@ def _edge(located: Located, values: np.ndarray, prior: np.ndarray | None) -> Ite
             )
 
 
-def inactive(model: Bound, family: Bound, key: Any, n: int) -> list[Finding]:
+def inactive(model: Bound, family: Bound, key: Any, trace: Any) -> list[Finding]:
     """Units whose posterior family is their prior, for all data: what the objective calls a collapsed posterior.
 
     The divergence of each element from its prior given the other latents, half the mean of `(log q - log p)^2`, which equals
     it to second order where it is small.
     """
-    sites, found = latents(model), []
-    for name, divergence in repeat(_divergences(model, family), key, n).items():
+    sites, known, found = latents(model), {**latents(model), **latents(family)}, []
+    values = {address: value[:ENOUGH] for address, value in flatten(trace).items() if address in known}
+    n = len(next(iter(values.values())))
+    for name, divergence in repeat(_divergences(model, family), key, n, values).items():
         located = next(item for item in sites.values() if item.site.name == name)
         mean = np.mean(np.asarray(divergence, float), axis=0)
         stacked = min(len(located.axes), mean.ndim)
@@ -149,9 +153,11 @@ def inactive(model: Bound, family: Bound, key: Any, n: int) -> list[Finding]:
 
 @remember
 def _divergences(model: Bound, family: Bound) -> Callable[..., Mapping[str, Any]]:
-    def one() -> dict[str, Any]:
-        trace, _ = simulate(family)
-        p, q = pointwise(model, trace, split=True), pointwise(family, trace, split=True)
+    def one(values: Mapping[Address, Any]) -> dict[str, Any]:
+        p, q = (
+            pointwise(program, nest({a: v for a, v in values.items() if a in latents(program)}), split=True)
+            for program in (model, family)
+        )
         return {
             show(address): (_common(q[address], p[address])) ** 2 / 2 for address in latents(model) if address in {*p} & {*q}
         }

@@ -8,8 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ppl import errors
 from ppl.diagnostics import check as checks
 from ppl.diagnostics import draws as drawn
@@ -29,11 +27,15 @@ class Fit:
 
     Attributes:
         params: the parameters, in the structure they came in.
-        history: the estimate of the objective at each step, shape `(steps,)`.
+        history: the estimate of the objective at each step, an array of shape `(steps,)`.
         optimizer_state: optax's, to go on from.
         estimator_state: the moving averages of baselines, by site.
         model: the model that was fitted, a bound program or a function from parameters to one; None if not told.
         family: the variational family, a function from parameters to a bound program; None if not told.
+        state: all that the run goes on from, by `maximize(..., state=fit.state)`.
+        stopped: why it ended: "steps", "plateau", "callback", or "not finite" in the fit that an error carries.
+
+    Of several objectives, `history`, `optimizer_state` and `estimator_state` are dicts by their names.
 
     Every method that draws takes an explicit key, and needs `model` or `family` or both, which `ppl.maximize(..., model=,
     family=)` remembers. Traces are nested dicts of arrays, with a leading axis of draws.
@@ -45,7 +47,7 @@ class Fit:
         ...     z = ppl.sample("z", dist.Normal(0.0, 1.0))
         ...     ppl.sample("x", dist.Normal(z, 1.0), obs=1.0)
         >>> family = ppl.program(lambda params: ppl.sample("z", dist.Normal(params["mean"], 0.5**0.5)))
-        >>> fit = ppl.Fit({"mean": jnp.array(0.5)}, np.zeros(0), None, model=model(), family=family)
+        >>> fit = ppl.Fit({"mean": jnp.array(0.5)}, jnp.zeros(0), None, model=model(), family=family)
         >>> fit.sample(jax.random.key(0), 1000)["z"].shape
         (1000,)
         >>> report = fit.check(jax.random.key(1))
@@ -54,15 +56,27 @@ class Fit:
     """
 
     params: Any
-    history: np.ndarray
+    history: Any
     optimizer_state: Any
     estimator_state: Any = dataclasses.field(default_factory=dict)
     model: Any = None
     family: Any = None
+    state: Any = None
+    stopped: str = "steps"
 
     def __repr__(self) -> str:
-        tail = self.history[-max(1, len(self.history) // 10) :]
-        return f"Fit(steps={len(self.history)}, objective={tail.mean():.4f} (mean of the last {len(tail)} steps))"
+        histories = self.history if isinstance(self.history, dict) else {"objective": self.history}
+        steps = min(len(history) for history in histories.values())
+        tail = max(1, steps // 10)
+        if not steps:
+            return "Fit(steps=0)"
+        means = ", ".join(f"{name}={history[-tail:].mean():.4f}" for name, history in histories.items())
+        return f"Fit(steps={steps}, {means} (mean of the last {min(tail, steps)} steps))"
+
+    @property
+    def _watched(self) -> Any:
+        """The history of the objective, the first of several."""
+        return next(iter(self.history.values())) if isinstance(self.history, dict) else self.history
 
     @functools.cached_property
     def posterior(self) -> Bound:
@@ -117,7 +131,7 @@ class Fit:
         bound = _bound(model, self.params, "model"), _bound(family, self.params, "family")
         if objective is None:
             objective = Expectation(lambda params: elbo(_bound(model, params, "model"), _bound(family, params, "family")))
-        return checks.check(*bound, key, draws=draws, history=self.history, objective=objective, params=self.params)
+        return checks.check(*bound, key, draws=draws, history=self._watched, objective=objective, params=self.params)
 
     def to_arviz(self, key: Any, n: int = 1000) -> Any:
         """ArviZ's `InferenceData`, see `ppl.diagnostics.to_arviz.to_arviz`; needs ArviZ."""
@@ -134,14 +148,14 @@ class Fit:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters, history and states to a file that `ppl.load` reads: arrays and JSON in a zip archive, no code.
 
-        Model and family are programs, and are not saved. The file is written beside its place and then moved there, so that
-        a crash leaves the old one as it was.
+        Model and family are programs, and are not saved, nor is the state of the run, which checkpoints keep. The file is
+        written beside its place and then moved there, so that a crash leaves the old one as it was.
         """
         saving.save(self, path)
 
     def plot_loss(self, figure: Any = None, axes: Any = None) -> Any:
-        """The objective over the steps, see `ppl.diagnostics.plots.loss`; needs matplotlib."""
-        return plots.loss(self.history, figure=figure, axes=axes)
+        """The (first) objective over the steps, see `ppl.diagnostics.plots.loss`; needs matplotlib."""
+        return plots.loss(self._watched, figure=figure, axes=axes)
 
     def plot_densities(self, key: Any, reference: Any = None, *, n: int = 4000, figure: Any = None) -> Any:
         """Marginal densities, beside draws of a reference, see `ppl.diagnostics.plots.densities`; needs matplotlib."""

@@ -21,7 +21,7 @@ from ppl.inference.structure import decode, encode
 FORMAT = "ppl fit"
 VERSION = 1
 HEADER = "header"
-NOT_SAVED = ("model", "family")
+NOT_SAVED = ("model", "family", "state")  # to go on from a state, there are checkpoints
 
 
 def save(fit: Any, path: str | os.PathLike[str]) -> None:

@@ -167,7 +167,7 @@ class Module:
             for setting in item.settings:
                 env.values[setting.name] = evaluate(setting.value, env)
             env.values.update(settings)
-            return whole(run_block(item.body, env))
+            return jnp.asarray(whole(run_block(item.body, env)), float)  # whole numbers are numbers
 
         function.__name__ = function.__qualname__ = name
         return Expectation(function)

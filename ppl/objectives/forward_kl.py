@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl.objectives.particles import at_least, log_mean_exp, log_weights
-from ppl.objectives.surrogates import check_scores, constant, gradient_of
+from ppl.objectives.surrogates import check_scores, constant, gradient_of, held
 from ppl.program import Bound
 from ppl.samples import Samples
 from ppl.transforms.simulate import simulate
@@ -36,10 +36,11 @@ def forward_kl(model: Bound, family: Bound, particles: int) -> Any:
     """
     at_least(2, particles, "forward_kl")
     check_scores(family, "forward_kl")
+    constant_model = held(model)
 
     def particle(_: Any) -> Any:
         trace, log_q = simulate(family.detach())
-        return constant(model.log_density(trace) - log_q), log_q
+        return constant(constant_model.log_density(trace) - log_q), log_q
 
     log_w, log_q = jax.vmap(particle)(jnp.arange(particles))
     w = jax.nn.softmax(log_w)

@@ -44,6 +44,20 @@ def iwhvi(model: Bound, family: Bound, keep: str | Sequence[str], reverse: Rever
 
     One of them is the auxiliary that z was drawn with, the others are drawn from `reverse`. Higher with every particle, towards
     the ELBO of the exact marginal.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ppl, ppl.distributions as dist
+        >>> model = ppl.program(lambda: ppl.sample("z", dist.Normal(0.0, jnp.sqrt(2.0))))
+        >>> @ppl.program
+        ... def family(mean):
+        ...     ppl.sample("z", dist.Normal(ppl.sample("u", dist.Normal(mean, 1.0)), 1.0))
+        >>> prior = ppl.program(lambda: ppl.sample("u", dist.Normal(0.0, 1.0)))
+        >>> @ppl.expectation
+        ... def objective(mean, particles):
+        ...     return ppl.objectives.iwhvi(model(), family(mean), "z", prior(), particles)
+        >>> one, many = (objective.estimate(jax.random.key(0), 0.0, n, samples=2000) for n in (1, 100))
+        >>> bool(one < -0.3), bool(abs(many) < 0.05)  # the exact marginal is the model
+        (True, True)
     """
     return elbo(model, marginal(family, keep, proposal=reverse, particles=particles))
 
@@ -52,5 +66,19 @@ def diwhvi(model: Bound, family: Bound, keep: str | Sequence[str], reverse: Reve
     """The importance-weighted bound over `outer` draws, each with the density of `iwhvi` (Sobolev and Vetrov 2019). In nats.
 
     The estimate w of a draw's density has `E[1 / w | z] = 1 / q(z)`, so that this bounds the log evidence from below.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ppl, ppl.distributions as dist
+        >>> model = ppl.program(lambda: ppl.sample("z", dist.Normal(0.0, jnp.sqrt(2.0))))
+        >>> @ppl.program
+        ... def family(mean):
+        ...     ppl.sample("z", dist.Normal(ppl.sample("u", dist.Normal(mean, 1.0)), 1.0))
+        >>> prior = ppl.program(lambda: ppl.sample("u", dist.Normal(0.0, 1.0)))
+        >>> @ppl.expectation
+        ... def objective(mean, outer):
+        ...     return ppl.objectives.diwhvi(model(), family(mean), "z", prior(), particles=5, outer=outer)
+        >>> one, many = (objective.estimate(jax.random.key(0), 0.5, n, samples=2000) for n in (1, 20))
+        >>> bool(one < many < 0.02)  # log evidence 0
+        True
     """
     return iwae(model, marginal(family, keep, proposal=reverse, particles=particles), particles=outer)

@@ -12,13 +12,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr
 
 from ppl import errors
 from ppl.notes import Note, note_p
+from ppl.program import Bound, inline
 from ppl.site import FACTOR, OBSERVED, SAMPLE, restore, user_frame
+from ppl.transforms.expand import holds_estimated
 from ppl.transforms.influence import PATHWISE
+from ppl.transforms.kinds import UNBIASED_DENSITY, uses_of
 from ppl.transforms.modify import Program, prepare
-from ppl.transforms.stage import Located
+from ppl.transforms.simulate import simulate
+from ppl.transforms.stage import Located, stage
 
 
 @jax.custom_jvp
@@ -69,14 +74,42 @@ def gradient_of(x: Any) -> Any:
 def frozen(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, with gradients through `args` alone: what the function closes over is held constant.
 
+    Raises:
+        DensityKindError: it evaluates a density that is estimated from draws, as those of `ppl.marginal` with a proposal.
+
     Example:
         >>> import jax
         >>> from ppl.objectives.surrogates import frozen
         >>> float(jax.grad(lambda phi: frozen(lambda z: phi * z, phi**2))(3.0))  # phi held, z = phi^2 not: 3 * 6
         18.0
     """
-    closed, parameters = jax.closure_convert(function, *args)
-    return closed(*args, *constant(parameters))
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    refuse_estimates(closed.jaxpr, "A gradient that is taken apart from its value, as here, would be that of another estimate")
+    outs = jax.core.eval_jaxpr(closed.jaxpr, constant(closed.consts), *jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shape), outs)
+
+
+def held(program: Bound) -> Bound:
+    """The bound program with its parameters constant: no gradient flows into it, by draws or by densities.
+
+    Example:
+        >>> import jax, ppl, ppl.distributions as dist
+        >>> from ppl.objectives.surrogates import held
+        >>> normal = ppl.program(lambda mean: ppl.sample("z", dist.Normal(mean, 1.0)))
+        >>> float(jax.grad(lambda mean: held(normal(mean)).log_density({"z": 2.0}))(0.5))
+        0.0
+    """
+    staged = stage(lambda: inline(program, ()))
+    return Bound(lambda: jax.core.eval_jaxpr(staged.jaxpr.jaxpr, jax.lax.stop_gradient(staged.jaxpr.consts)))
+
+
+def refuse_estimates(jaxpr: Jaxpr, reason: str) -> None:
+    """Refuse log densities that are only logs of unbiased estimates of densities."""
+    for use in uses_of(jaxpr, UNBIASED_DENSITY)[:1]:
+        raise errors.DensityKindError(
+            f"an exact log density is needed in place of {use.note.reason}.\n{reason}. Integrate exactly (ppl.marginal "
+            "without a proposal), or use ppl.objectives.elbo or iwae, for which estimates give bounds."
+        )
 
 
 def pathwise(trace: Any, reason: str) -> Any:
@@ -97,6 +130,7 @@ def check_scores(family: Program, objective: str, *, weighted: bool = True, path
 
     Raises:
         EstimatorError: naming the site.
+        DensityKindError: the log density is estimated from draws, so that its gradient is not the score.
     """
     prepared = prepare(family)
     for located in prepared.table:
@@ -114,6 +148,9 @@ def check_scores(family: Program, objective: str, *, weighted: bool = True, path
             f"{objective} needs a family whose log density is that of its draws, and {wrong[0]} changes one alone. "
             "Use ppl.objectives.elbo or iwae, which do not need it."
         )
+    if holds_estimated(prepared.staged.jaxpr.jaxpr):
+        reason = f"The gradient of its logarithm is not the score that {objective} needs"
+        refuse_estimates(stage(lambda: simulate(family)[1]).jaxpr.jaxpr, reason)
 
 
 def _problem(located: Located, weighted: bool) -> str | None:
@@ -132,4 +169,4 @@ def _problem(located: Located, weighted: bool) -> str | None:
     return None
 
 
-__all__ = ["check_scores", "constant", "frozen", "gradient_of", "pathwise"]
+__all__ = ["check_scores", "constant", "frozen", "gradient_of", "held", "pathwise"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl.objectives.particles import at_least, log_mean_exp
-from ppl.objectives.surrogates import check_scores, constant, frozen, gradient_of, pathwise
+from ppl.objectives.surrogates import check_scores, constant, frozen, gradient_of, held, pathwise
 from ppl.program import Bound
 from ppl.transforms.simulate import simulate
 
@@ -32,12 +32,12 @@ def vis_model(model: Bound, family: Bound, particles: int) -> Any:
         >>> float(value)
         0.0
     """
-
     at_least(1, particles, "vis_model")
+    constant_family = held(family)
 
     def log_weight(_: Any) -> Any:
-        trace, log_q = simulate(family.detach())
-        return model.log_density(trace) - jax.lax.stop_gradient(log_q)
+        trace, log_q = simulate(constant_family)
+        return model.log_density(trace) - log_q
 
     return log_mean_exp(jax.vmap(log_weight)(jnp.arange(particles)))
 
@@ -61,10 +61,11 @@ def vis_family(model: Bound, family: Bound, particles: int) -> Any:
     """
     at_least(1, particles, "vis_family")
     check_scores(family, "vis_family")
+    constant_model = held(model)
 
     def log_weight(_: Any) -> Any:
         trace, log_q = simulate(family.detach())
-        return constant(model.log_density(trace)) - log_q
+        return constant(constant_model.log_density(trace)) - log_q
 
     log_v = log_mean_exp(2 * jax.vmap(log_weight)(jnp.arange(particles)))
     return constant(log_v) + gradient_of(log_v) / 2

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ppl import errors
 from ppl.objectives.particles import at_least
-from ppl.objectives.surrogates import check_scores, constant
+from ppl.objectives.surrogates import check_scores, constant, held
 from ppl.objectives.vis import vis_model
 from ppl.program import Bound
 from ppl.transforms.simulate import simulate
@@ -57,10 +57,11 @@ def wake_phi(model: Bound, family: Bound, particles: int) -> Any:
     """
     at_least(2, particles, "wake_phi")
     check_scores(family, "wake_phi")
+    constant_model = held(model)
 
     def particle(_: Any) -> Any:
         trace, log_q = simulate(family.detach())
-        return constant(model.log_density(trace) - log_q), log_q
+        return constant(constant_model.log_density(trace) - log_q), log_q
 
     log_w, log_q = jax.vmap(particle)(jnp.arange(particles))
     return jnp.sum(jax.nn.softmax(log_w) * log_q)

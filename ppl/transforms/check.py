@@ -198,8 +198,8 @@ def _coverage(coverage: Coverage) -> Finding:
     model, family = coverage.model.site, coverage.family.site
     if coverage.scaled_apart:
         message = (
-            f"a plate multiplies its costs by {model.plate_scale:g} in the model and by {family.plate_scale:g} in the family: "
-            "with the same plate and size in both, their difference is an unbiased minibatch estimate"
+            f"a plate multiplies its costs by {coverage.model.scale:g} in the model and by {coverage.family.scale:g} in the "
+            "family: with the same plate and size in both, their difference is an unbiased minibatch estimate"
         )
         return _finding(family.name, "scale", FAILS, message, family.where)
     supports = f"the model's is {describe_support(model.support)}, the family's {describe_support(family.support)}"

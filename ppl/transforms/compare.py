@@ -71,7 +71,7 @@ def collect(pairs: Iterable[tuple[Located, Located]]) -> bool:
     if found is None:
         return False
     for model, family in pairs:
-        if (model.subsampled, model.site.plate_scale) != (family.subsampled, family.site.plate_scale):
+        if (model.subsampled, model.scale) != (family.subsampled, family.scale):
             found.append(Coverage(model, family, scaled_apart=True))
         if model.shape == family.shape and contains(model.site, family.site) is False:
             found.append(Coverage(model, family, leaves=True))

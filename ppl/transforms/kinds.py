@@ -5,7 +5,8 @@ estimate of the *log density*, as from a stochastic trace (Hutchinson). The kind
 
 The first estimate is right inside `exp`: in importance weights and averages of them. Linearly, in an ELBO, its log makes the
 objective a bound of the exact one, on the side where optimizing it is safe. The second is right linearly, and nowhere else:
-its `exp` overestimates, by Jensen's inequality, and no objective says by how much. Such a use is refused.
+its `exp` overestimates, by Jensen's inequality, and no objective says by how much. Such a use is refused, and so is a square of
+either, in which the noise counts.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _LINEAR = frozenset(
     dynamic_update_slice scatter-add scatter_add
     """.split()
 )
+_SQUARES = frozenset("square integer_pow pow mul dot_general".split())
 _NO_VALUE = frozenset("is_finite eq ne".split())
 """What is asked of a value to see whether it is a number."""
 
@@ -124,7 +126,14 @@ def _any(jaxpr: Jaxpr, holds: Callable[[Any], bool]) -> bool:
 
 
 def refuse_misuse(jaxpr: Jaxpr) -> None:
-    """Refuse an objective that uses an unbiased log density other than linearly."""
+    """Refuse an objective that uses an unbiased log density other than linearly, or squares the log of an unbiased density."""
+    squared = next((use for use in uses_of(jaxpr, UNBIASED_DENSITY) if use.operation in _SQUARES), None)
+    if squared is not None:
+        raise errors.DensityKindError(
+            f"an exact log density is needed in place of {squared.note.reason}.\nIt is multiplied by itself "
+            f"({squared.operation}), as in a variance, where the noise of the estimate would count. Integrate exactly "
+            "(ppl.marginal without a proposal), or use it linearly or inside exp."
+        )
     wrong = next((use for use in uses_of(jaxpr, UNBIASED_LOG_DENSITY) if use.operation is not None), None)
     if wrong is not None:
         raise errors.DensityKindError(

@@ -101,12 +101,12 @@ class Resampling:
 
     def draw(self, consts: Any, changes: Changes) -> Values:
         traces, _, log_weights = self._particles(consts, changes, self.particles)
-        return self._choose(consts, traces, log_weights)[0]
+        return self._choose(consts, changes, traces, log_weights)[0]
 
     def simulate(self, consts: Any, changes: Changes) -> tuple[Values, Any]:
         traces, log_p, log_weights = self._particles(consts, changes, self.particles)
-        values, index = self._choose(consts, traces, log_weights)
-        return values, self._noted(log_p[index] - log_mean_exp(log_weights))
+        values, index = self._choose(consts, changes, traces, log_weights)
+        return values, self._noted(log_p[index] - log_mean_exp(log_weights), "high")
 
     def score(self, consts: Any, changes: Changes, values: Values) -> Any:
         self._check(changes, values)
@@ -114,7 +114,7 @@ class Resampling:
         log_p = log_density(program_of(self.target, consts[0]), trace)
         own = log_p - log_density(program_of(self.proposal, consts[1]), trace)
         others = self._particles(consts, (), self.particles - 1)[2] if self.particles > 1 else jnp.zeros(0)
-        return self._noted(log_p - log_mean_exp(jnp.append(others, own)))
+        return self._noted(log_p - log_mean_exp(jnp.append(others, own)), "low")
 
     def _particles(self, consts: Any, changes: Changes, number: int) -> tuple[dict[Address, Any], Any, Any]:
         self._check(changes, {})
@@ -130,7 +130,11 @@ class Resampling:
         result: tuple[dict[Address, Any], Any, Any] = jax.vmap(particle)(jnp.arange(number))
         return result
 
-    def _choose(self, consts: Any, traces: dict[Address, Any], log_weights: Any) -> tuple[dict[Address, Any], Any]:
+    def _choose(
+        self, consts: Any, changes: Changes, traces: dict[Address, Any], log_weights: Any
+    ) -> tuple[dict[Address, Any], Any]:
+        if any(verb == "detach" for verb, _ in changes):
+            log_weights = jax.lax.stop_gradient(log_weights)
         if self.particles == 1:
             index: Any = 0
         else:
@@ -149,7 +153,7 @@ class Resampling:
                     "Do this to the program before it is normalized, or give it all of the values."
                 )
 
-    def _noted(self, log_density: Any) -> Any:
+    def _noted(self, log_density: Any, side: str) -> Any:
         names = ", ".join(map(show, self.addresses))
         reason = f"the density of {names}, drawn by sampling-importance-resampling from {self.particles} particles, estimated"
-        return note(log_density, UNBIASED_DENSITY, f"{reason} ({self.where})")
+        return note(log_density, UNBIASED_DENSITY, f"{reason}, whose log is too {side} on average ({self.where})")

@@ -167,7 +167,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
             "stop_gradient": lambda x: x, "note": lambda x: x, "name": lambda x: x, "one_minus_square": lambda x: 1.0 - x**2,
             "sub": np.subtract, "tan": np.tan, "tanh": np.tanh, "xor": np.bitwise_xor,
             "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high), "zeta": special.zeta, "lt_to": np.less,
-            "le_to": np.less_equal, "eq_to": np.equal,
+            "le_to": np.less_equal, "eq_to": np.equal, "accurate": lambda x, coarse: x,
         }.items()
     },
     "convert_element_type": _convert,

@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from numpyro.distributions import constraints
 
 from ppl import errors
 from ppl.densities import elementwise
 from ppl.estimators import support_size
-from ppl.site import Site, restore
+from ppl.site import Site, Where, restore
 from ppl.transforms.stage import Located
 
 MOST_DIMENSIONS = 3
 MOST_COMBINATIONS = 4096
+MOST_HERMITE = 350
+"""The weights of more nodes underflow."""
+TOLERANCE = 1e-3
+"""How far the log of an integral may be from that with half as many nodes, times one plus its size."""
 
 
 class Nodes(NamedTuple):
@@ -96,6 +103,12 @@ def _rule(distribution: Any, site: Site, nodes: int) -> Nodes:
         return jnp.broadcast_to(array, (nodes, *shape))
 
     if isinstance(base, dist.Normal | dist.LogNormal):
+        if nodes > MOST_HERMITE:
+            raise errors.MarginalError(
+                f"Gauss-Hermite rules have up to {MOST_HERMITE} nodes in double precision, got nodes={nodes} for "
+                f"{site.name!r} ~ {site.distribution_name}.\n  {site.where}\n"
+                "Give proposal= and particles= to integrate by importance sampling."
+            )
         t, w = np.polynomial.hermite.hermgauss(nodes)
         value = base.loc + math.sqrt(2.0) * base.scale * column(t)
         log_weight = column(np.log(w) + t**2) + jnp.log(math.sqrt(2.0) * base.scale)
@@ -137,6 +150,37 @@ def _rule(distribution: Any, site: Site, nodes: int) -> Nodes:
 
 
 _HEAVY = ("StudentT", "Cauchy", "HalfCauchy", "Levy", "InverseGamma", "Pareto", "Zipf")
+
+
+def accurate(fine: Any, coarse: Any, where: Where) -> Any:
+    """The log of an integral if fewer nodes give nearly the same; otherwise an error, or NaN where values are not known."""
+    return accurate_p.bind(fine, jax.lax.stop_gradient(coarse), where=where)
+
+
+def _checked(fine: Any, coarse: Any) -> Any:
+    near = jnp.abs(fine - coarse) <= TOLERANCE * (1.0 + jnp.abs(fine))
+    return jnp.where(near | (fine == coarse), fine, jnp.nan)
+
+
+def _raise_or_give(fine: Any, coarse: Any, *, where: Where) -> Any:
+    wrong = np.isnan(_checked(fine, coarse)) & ~np.isnan(fine)
+    if np.any(wrong):
+        with_all, with_half = (np.ravel(np.broadcast_to(x, np.shape(wrong)))[np.argmax(wrong)] for x in (fine, coarse))
+        raise errors.MarginalError(
+            f"too few quadrature nodes: the log density is {with_all:.6g} with all of them and {with_half:.6g} with half.\n"
+            f"  {where}\nGive more nodes=, or proposal= and particles= to integrate by importance sampling."
+        )
+    return fine
+
+
+accurate_p = Primitive("accurate")
+accurate_p.def_impl(_raise_or_give)
+accurate_p.def_abstract_eval(lambda fine, coarse, *, where: fine)
+mlir.register_lowering(
+    accurate_p, mlir.lower_fun(lambda fine, coarse, *, where: _checked(fine, coarse), multiple_results=False)
+)
+batching.defbroadcasting(accurate_p)
+ad.primitive_jvps[accurate_p] = lambda primals, tangents, *, where: (accurate_p.bind(*primals, where=where), tangents[0])
 
 
 def _tanh_sinh(nodes: int, eps: float) -> tuple[Any, Any]:

@@ -39,7 +39,7 @@ class Resolver:
 
     def __init__(self, plan: Plan, weights: Weights, chosen: Chosen):
         self.plan, self.weights = plan, weights
-        self.elimination = Elimination()
+        self.elimination = SumProduct()
         self.priors = chain_priors(plan, weights)
         self._rows = functools.partial(_rows, chosen)
         self._kept: dict[Any, Any] = {}
@@ -236,7 +236,7 @@ def placed(value: Branched, place: Place, ndim: int, trailing: int = 0) -> Branc
     return Branched(array if list(array.shape) == shape else jnp.reshape(array, shape), value.axes)
 
 
-class Elimination:
+class SumProduct:
     """Sums over axes, one after the other; sums that several terms need are taken once."""
 
     def __init__(self) -> None:
@@ -294,7 +294,7 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
 
     def step(prior: Branched, links: Sequence[Branched]) -> tuple[Branched, Branched]:
         factors = [last_as_axis(link, p.axes[1]) for link, p in zip(links, group, strict=True)]
-        posterior = Elimination().sum_over([prior, *factors], union_axes([before]))
+        posterior = SumProduct().sum_over([prior, *factors], union_axes([before]))
         for p in group:
             posterior = rename(posterior, p.axes[1], p.axes[0])
         return posterior.spread(start.axes), prior
@@ -303,4 +303,4 @@ def _forward(group: Sequence[SitePlan], weights: Weights) -> Branched:
     return Branched(jnp.moveaxis(stacked.array, 0, len(stacked.axes) + chain), stacked.axes)
 
 
-__all__ = ["Elimination", "Resolver", "Weights", "placed"]
+__all__ = ["Resolver", "SumProduct", "Weights", "placed"]

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives as jp
 
@@ -144,7 +145,10 @@ def simulate(program: Program) -> tuple[Any, Any]:
     _, record = run_staged(prepared.staged, prepared.rule(Simulate()), prepared.inputs())
     for located in prepared.table:
         if located.recorded:
-            _remember(record.values[located.site.address], located)
+            value = record.values[located.site.address]
+            # A deterministic value may be a literal of the jaxpr, which is no array and cannot be remembered.
+            record.values[located.site.address] = value = value if isinstance(value, jax.Array) else jnp.asarray(value)
+            _remember(value, located)
     return nest(record.values), record.total
 
 

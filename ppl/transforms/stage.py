@@ -76,8 +76,8 @@ class Located:
     """A site and the axes that control flow stacks its values along, outermost first.
 
     `in_body` says that it stands in the body of control flow, `exclusive` in which branches of which conds, `subsampled` that a
-    plate around it with a `size` multiplies its cost. `operands` are the site's in one lane: numbers where they are
-    literals or made of one, otherwise `unknown` of their shape.
+    plate around it with a `size` multiplies its cost, by `scale` in all. `operands` are the site's in one lane: numbers where
+    they are literals or made of one, otherwise `unknown` of their shape.
     """
 
     site: Site
@@ -88,6 +88,11 @@ class Located:
     exclusive: tuple[tuple[int, int], ...] = ()
     subsampled: bool = False
     operands: tuple[Any, ...] = ()
+    lane_scale: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        return self.lane_scale * self.site.plate_scale
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,8 +174,10 @@ def _inside(eqn: Any, branch: int, located: Located) -> Located:
         return dataclasses.replace(located, stack=(eqn.params["length"], *stack), axes=("scan", *axes))
     if eqn.primitive is lanes_p:
         axis = eqn.params["axis"]
-        subsampled = located.subsampled or _subsamples(axis, eqn.params["size"])
-        located = dataclasses.replace(located, subsampled=subsampled)
+        size = eqn.params["size"]
+        scale = axis.total / size if _subsamples(axis, size) else 1.0
+        subsampled = located.subsampled or _subsamples(axis, size)
+        located = dataclasses.replace(located, subsampled=subsampled, lane_scale=scale * located.lane_scale)
         return dataclasses.replace(located, stack=(eqn.params["size"], *stack), axes=(plate_name(axis), *axes))
     if eqn.primitive is jp.while_p:
         return dataclasses.replace(located, in_while=True)

@@ -41,7 +41,10 @@ def columns(draws: Any, addresses: Sequence[str] | None, like: Columns | None = 
                 raise errors.UnknownAddressError(f"there are no draws of {show(address)!r}.{suggest(address, values)}")
         values = {address: values[address] for address in wanted}
     for address, value in values.items():
-        if like is not None and value.ndim > 1 and _names(address, value[0, 0]) == _known(address, like):
+        shape = None if like is None else _element(address, like)
+        if like is not None and shape is None:
+            continue
+        if shape is not None and value.ndim == shape + 2:
             value = value.reshape(-1, *value.shape[2:])
         if value.ndim == 0:
             raise errors.ValueShapeError(f"{show(address)!r} is one value; draws have a leading axis.")
@@ -52,7 +55,7 @@ def columns(draws: Any, addresses: Sequence[str] | None, like: Columns | None = 
     kept = {name: column for name, column in found.items() if name in like}
     if not kept:
         raise errors.UnknownAddressError(
-            f"the reference has no draws of what is shown ({', '.join(list(like)[:8])}), but of {', '.join(list(found)[:8])}."
+            f"the reference has no draws of what is shown ({', '.join(list(like)[:8])}), but of {', '.join(map(show, values))}."
         )
     return kept
 
@@ -62,9 +65,11 @@ def _names(address: tuple[str, ...], value: np.ndarray) -> list[str]:
     return [show(address) + ("[" + ", ".join(map(str, place)) + "]" if place else "") for place in places]
 
 
-def _known(address: tuple[str, ...], like: Columns) -> list[str]:
+def _element(address: tuple[str, ...], like: Columns) -> int | None:
+    """How many axes the value at an address has, by the names of its columns; None if there are none."""
     name = show(address)
-    return [known for known in like if known == name or known.startswith(name + "[")]
+    known = next((known for known in like if known == name or known.startswith(name + "[")), None)
+    return None if known is None else (0 if known == name else known[len(name) :].count(",") + 1)
 
 
 def few(shown: Columns, most: int) -> tuple[Columns, str]:

@@ -50,13 +50,7 @@ def loss(history: Any, *, window: int | None = None, figure: Any = None, axes: A
     hidden = ~late & ((mean < bottom - margin) | (mean > top + margin))
     if hidden.any():
         end = at[hidden].max()
-        axes.annotate(
-            f"starts at {mean[0]:.4g}, off the scale until step {end:.0f}",
-            (0.02, 0.03),
-            xycoords="axes fraction",
-            fontsize=9,
-            color=GREY,
-        )
+        axes.set_title(f"starts at {mean[0]:.4g}, off the scale until step {end:.0f}", loc="left", fontsize=9, color=GREY)
     axes.set_xlabel("step")
     axes.set_ylabel("objective (estimates)")
     axes.legend(loc="best", frameon=False, fontsize=9)
