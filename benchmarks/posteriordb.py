@@ -47,8 +47,13 @@ class Result(NamedTuple):
     again: float
 
 
-def optimizer(steps: int) -> Any:
-    return optax.adam(optax.cosine_decay_schedule(0.05, steps))
+def optimizer(steps: int, rate: float = 0.1) -> Any:
+    return optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+
+def careful(steps: int) -> Any:
+    """For networks, whose first gradients far from the posterior are large."""
+    return optax.chain(optax.clip_by_global_norm(100.0), optimizer(steps, 0.005))
 
 
 def errors_of(posterior: Posterior, traces: Any) -> tuple[float, float]:
@@ -73,7 +78,7 @@ def by_family(posterior: Posterior, make: Callable[..., Any], steps: int, draws:
     def elbo(params: Any) -> Any:
         return ppl.objectives.elbo(posterior.model, family(params))
 
-    rule = optimizer(steps)
+    rule = careful(steps) if "flow" in params else optimizer(steps)
 
     def fit() -> Any:
         return ppl.maximize(elbo, params, KEY, optimizer=rule, steps=steps, samples=SAMPLES, progress=False).params
@@ -150,7 +155,10 @@ def measure(name: str, steps: int, draws: int, nuts: int) -> dict[str, Result]:
 
 
 def verdict(results: dict[str, dict[str, Result]]) -> list[tuple[Any, ...]]:
-    """Each family beside NumPyro's: in how many posteriors it is worse by more than noise, and the median ratio of times."""
+    """Each family beside NumPyro's: in how many posteriors it is worse by more than noise, and the median ratio of times.
+
+    The ELBO may be lower by four standard errors and 0.02 nats, the error of a mean larger by a fifth and 0.1.
+    """
     rows = []
     for ours, theirs in RIVALS.items():
         pairs = [(found[ours], found[theirs]) for found in results.values()]
@@ -164,7 +172,7 @@ def verdict(results: dict[str, dict[str, Result]]) -> list[tuple[Any, ...]]:
 def main() -> None:
     options = arguments(__doc__, tuple(posteriors.RECIPES))
     print_environment()
-    steps, draws, nuts = (200, 500, 100) if options.quick else (10_000, 4000, 1000)
+    steps, draws, nuts = (200, 500, 100) if options.quick else (20_000, 4000, 1000)
     results: dict[str, dict[str, Result]] = {}
     columns = ("method", "error of a mean", "of log sd", "ELBO", "+-", "k-hat", "total, s", "again, s")
     for name in options.only:
