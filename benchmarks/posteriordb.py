@@ -1,10 +1,10 @@
 """Fits of fourteen reference posteriors by generated families and by NUTS, beside NumPyro's guides in the same process.
 
-Both libraries start at the same place with the same scale and take the same number of steps of the same optimizer, with the same
-number of draws a step. NumPyro's models are the programs as `ppl.to_numpyro` gives them: a `numpyro.sample` for each site. Errors
-are in standard deviations of the reference: the largest error of a mean, and the largest absolute logarithm of a ratio of
-standard deviations. `total` is the wall-clock time of a first fit, with tracing and compiling; `again` that of a second fit
-to data of equal shape.
+Both libraries start at the same place with the same scale and take the same number of steps of the same optimizer, with as many
+draws a step. NumPyro's models are the programs as `ppl.to_numpyro` gives them: a `numpyro.sample` for each site. Errors are
+in standard deviations of the reference: the largest error of a mean, and the largest absolute logarithm of a ratio of standard
+deviations. `total` is the wall-clock time of a first fit, with tracing and compiling; `again` that of a second fit to
+data of equal shape.
 """
 
 from __future__ import annotations
