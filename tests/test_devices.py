@@ -27,7 +27,7 @@ def output(process):
     return out
 
 
-def test_eight_devices_agree_with_one():
+def test_eight_devices_agree_with_one_numpyro_1645():
     """Samples, minibatches, chunks, particles and whole fits; the script asserts that the work was spread."""
     lines = output(start("eight.py", devices=8)).splitlines()
     differences = {name: float(value) for name, value in (line.rsplit(maxsplit=1) for line in lines)}
@@ -35,7 +35,7 @@ def test_eight_devices_agree_with_one():
     assert all(value < 2e-5 for value in differences.values()), differences
 
 
-def test_two_processes_agree_with_one():
+def test_two_processes_agree_with_one_numpyro_1645():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -33,7 +33,7 @@ class Fit:
         model: the model that was fitted, a bound program or a function from parameters to one; None if not told.
         family: the variational family, a function from parameters to a bound program; None if not told.
         state: all that the run goes on from, by `maximize(..., state=fit.state)`.
-        stopped: why it ended: "steps", "plateau", "callback", or "not finite" in the fit that an error carries.
+        stopped: why it ended: "steps", "plateau", "callback"; "not finite" or "interrupted" in the fit that an error carries.
 
     Of several objectives, `history`, `optimizer_state` and `estimator_state` are dicts by their names.
 
