@@ -1,6 +1,9 @@
 """Programmable variational inference in JAX: write the model, the variational family and the objective as programs."""
 
-from ppl import distributions, errors, estimators, families, objectives, testing
+import importlib
+from typing import Any
+
+from ppl import distributions, errors, estimators, families, lang, objectives, testing
 from ppl.bridges.from_numpyro import from_numpyro
 from ppl.bridges.mcmc import Draws, nuts
 from ppl.bridges.to_numpyro import to_numpyro
@@ -9,6 +12,7 @@ from ppl.inference.fit import Fit
 from ppl.inference.gradient_variance import GradientVariance, gradient_variance
 from ppl.inference.minibatches import Minibatches, Stream
 from ppl.inference.optimize import maximize, minimize
+from ppl.lang import objective, parse
 from ppl.load import load
 from ppl.program import Bound, Program, deterministic, factor, plate, program, sample
 from ppl.render import render
@@ -27,6 +31,14 @@ from ppl.transforms.simulate import simulate
 from ppl.unnormalized import unnormalized
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`ppl.transport` is imported when it is first asked for: diffrax takes its time."""
+    if name == "transport":
+        return importlib.import_module("ppl.transport")
+    raise AttributeError(f"module 'ppl' has no attribute {name!r}")
+
 
 __all__ = [
     "Bound",
@@ -49,6 +61,7 @@ __all__ = [
     "families",
     "from_numpyro",
     "gradient_variance",
+    "lang",
     "load",
     "log_density",
     "marginal",
@@ -57,7 +70,9 @@ __all__ = [
     "minimize",
     "normalize",
     "nuts",
+    "objective",
     "objectives",
+    "parse",
     "plate",
     "program",
     "render",
@@ -69,5 +84,6 @@ __all__ = [
     "testing",
     "to_numpyro",
     "trace_shapes",
+    "transport",
     "unnormalized",
 ]

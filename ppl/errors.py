@@ -5,6 +5,8 @@ A message names the address, the user's source line where there is one, what was
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PPLError(Exception):
     """Base class of all errors raised by `ppl`."""
@@ -108,6 +110,18 @@ class BiasError(PPLError, AssertionError):
 
 class NoExactValueError(PPLError):
     """The exact value of an objective can be found neither by enumeration nor by quadrature."""
+
+
+class LanguageError(PPLError):
+    """A text in the language of `.vi` files is wrong. `diagnostics` are all that was found, in the order of the text.
+
+    Each has `file`, `line`, `column`, `message`, `hint` and `source_line`, and prints as a compiler would print it.
+    """
+
+    def __init__(self, diagnostics: tuple[Any, ...], more: int = 0):
+        self.diagnostics = diagnostics
+        rest = f"\n\nand {more} more" if more > 0 else ""
+        super().__init__("\n\n".join(map(str, diagnostics)) + rest)
 
 
 class FamilyError(PPLError):

@@ -7,10 +7,12 @@ that every lane draws for itself. Executing, lowering or differentiating an untr
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,8 +51,24 @@ def user_code(file: str) -> bool:
     return not (file.startswith(_NOT_THE_USER) or any(part in file for part in _LIBRARIES) or file.startswith("<"))
 
 
+_text: contextvars.ContextVar[Where | None] = contextvars.ContextVar("text", default=None)
+
+
+@contextlib.contextmanager
+def located(where: Where) -> Iterator[None]:
+    """Sites that are made inside stand at a place in a text that is no Python."""
+    token = _text.set(where)
+    try:
+        yield
+    finally:
+        _text.reset(token)
+
+
 def user_frame() -> Where:
-    """The innermost frame that belongs neither to `ppl` nor to the libraries it stands on."""
+    """The innermost frame that belongs neither to `ppl` nor to the libraries it stands on, or what `located` says."""
+    text = _text.get()
+    if text is not None:
+        return text
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename

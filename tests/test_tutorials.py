@@ -111,3 +111,13 @@ def test_vae(tmp_path):
     assert after["held out"] + 2 < after["held out, K=50"]
     assert abs(after["train"] - after["held out"]) < 10  # so few epochs do not overfit
     assert is_a_picture(path)
+
+
+def test_two_dimensional_flow(tmp_path):
+    module, path = load("two_dimensional_flow"), tmp_path / "picture.png"
+    result = module.main(["--quick", "--out", str(path)])
+    independent, optimal, rectified = (result[name] for name in ("independent pairs", "optimal pairs", "rectified"))
+    assert optimal[0] < 1.0
+    assert max(optimal[1], rectified[1]) < 0.5 * independent[1]  # straight paths: one Euler step does
+    assert result["total"] == pytest.approx(1.0, abs=0.05)
+    assert is_a_picture(path)

@@ -50,11 +50,11 @@ class Problem:
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint must agree on; what its numbers are is for `replays`."""
-        task, state = self.task, self.state
+        task, state, samples = self.task, self.state, self.task.samples
         return {
             "groups": [list(group) for group in task.groups],
             "direction": "minimize" if task.sign > 0 else "maximize",
-            "samples": repr(task.samples),
+            "samples": [samples.number, samples.chunk] if isinstance(samples, Samples) else samples,
             "constraints": repr(task.constraints),
             "data": shapes(task.user_args(self.inputs.arguments, task.some_batch(self.inputs.batches))),
             "shuffle": repr(task.shuffle),

@@ -20,12 +20,15 @@ from ppl.objectives.hierarchical import diwhvi, hvi, iwhvi
 from ppl.objectives.infovae import infovae, mmd
 from ppl.objectives.iwae import iwae
 from ppl.objectives.log_variance import log_variance
+from ppl.objectives.matching import discrete_matching, matching
 from ppl.objectives.particles import log_mean_exp, log_weights
+from ppl.objectives.path_gradient import path_gradient
 from ppl.objectives.power import power_elbo
 from ppl.objectives.renyi import renyi
 from ppl.objectives.sandwich import Sandwich, sandwich
 from ppl.objectives.sticking_the_landing import sticking_the_landing
 from ppl.objectives.tail_adaptive import tail_adaptive
+from ppl.objectives.trajectory_balance import detailed_balance, sub_trajectory_balance, trajectory_balance
 from ppl.objectives.vimco import vimco
 from ppl.objectives.vis import vis_family, vis_family_doubly_reparameterized, vis_family_pathwise, vis_model
 from ppl.objectives.wake_sleep import sleep_phi, wake_phi, wake_theta
@@ -35,6 +38,8 @@ __all__ = [
     "beta_elbo",
     "chi_square",
     "cubo",
+    "detailed_balance",
+    "discrete_matching",
     "diwhvi",
     "dreg",
     "elbo",
@@ -50,13 +55,17 @@ __all__ = [
     "log_mean_exp",
     "log_variance",
     "log_weights",
+    "matching",
     "mmd",
+    "path_gradient",
     "power_elbo",
     "renyi",
     "sandwich",
     "sleep_phi",
     "sticking_the_landing",
+    "sub_trajectory_balance",
     "tail_adaptive",
+    "trajectory_balance",
     "vimco",
     "vis_family",
     "vis_family_doubly_reparameterized",

@@ -127,14 +127,18 @@ def _verdict(found: Check) -> str:
 
 
 def _facts(found: Check) -> list[tuple[str, str, str]]:
-    trusted = found.k_hat <= found.k_hat_limit
+    trusted = found.weights_reliable
     doubt = "" if trusted else "not reliable: see k-hat"
     rows = [("ELBO", _estimate(found.elbo), "nats; lower bound")]
     if not math.isnan(found.k_hat):
         rows += [
             ("log evidence", _estimate(found.log_evidence), doubt or "by importance weights"),
             ("upper bound", _estimate(found.eubo), doubt or "nats"),
-            ("k-hat", f"{found.k_hat:.2f}", f"{'below' if trusted else 'above'} its limit of {found.k_hat_limit:.2f}"),
+            (
+                "k-hat",
+                f"{found.k_hat:.2f}",
+                f"{'below' if found.k_hat <= found.k_hat_limit else 'above'} its limit of {found.k_hat_limit:.2f}",
+            ),
             ("effective draws", f"{found.effective_sample_size:,.0f}", f"of {found.draws:,}, after weighting"),
         ]
     if not math.isnan(found.signal_to_noise):
