@@ -65,6 +65,11 @@ def test_wake_sleep_alternates_to_the_exact_model_and_posterior():
     options = {"optimizer": {"theta": optax.sgd(0.05), "phi": optax.adam(0.02)}, "steps": 2000, "average": True, **QUIET}
     fit = ppl.maximize({"theta": wake_theta, "phi": wake_phi}, START, KEY, **options)
     assert list(fit.history) == ["theta", "phi"]
+    alone = ppl.Fit(fit.params, fit.history, None, model=lambda p: model(p["theta"]), family=lambda p: family(p["phi"]))
+    report = alone.check(KEY, draws=1000)
+    assert report.ok
+    assert np.isnan(report.signal_to_noise)  # which of the objectives' it would be, nobody said
+    assert abs(report.log_evidence.value - -0.5 * np.log(4 * np.pi)) < 0.02  # x ~ N(2, 2) at its mean
     np.testing.assert_allclose(fit.params["theta"], 2.0, atol=0.03)
     np.testing.assert_allclose(fit.params["phi"]["mean"], 2.0, atol=0.03)
     np.testing.assert_allclose(jnp.exp(fit.params["phi"]["log_scale"]), np.sqrt(0.5), atol=0.03)

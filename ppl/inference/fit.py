@@ -125,11 +125,12 @@ class Fit:
             key: a PRNG key.
             draws: of the family.
             model, family: others than those of the fit: bound to all data where training saw minibatches, for example.
-            objective: what was optimized, as a function of the parameters; the ELBO if None.
+            objective: what was optimized, as a function of the parameters, to see whether its gradient is at rest; the ELBO if
+                None, and nothing where there were several objectives, of which the ELBO need not be one.
         """
         model, family = self.model if model is None else model, self.family if family is None else family
         bound = _bound(model, self.params, "model"), _bound(family, self.params, "family")
-        if objective is None:
+        if objective is None and not isinstance(self.history, dict):
             objective = Expectation(lambda params: elbo(_bound(model, params, "model"), _bound(family, params, "family")))
         return checks.check(*bound, key, draws=draws, history=self._watched, objective=objective, params=self.params)
 

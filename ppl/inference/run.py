@@ -117,7 +117,7 @@ def _agreed(seconds: float, result: Any) -> float:
 
 
 def _hand_over(error: BaseException, fit: Callable[[], Fit]) -> None:
-    """Give an exception the run so far as its `fit`: nothing is lost where a stream ends, a callback fails or somebody stops it."""
+    """Give an exception the run so far as its `fit`: nothing is lost where a stream ends, a callback fails or a user stops."""
     with contextlib.suppress(Exception):  # what happened is told in any case
         if not hasattr(error, "fit"):
             error.fit = fit()  # type: ignore[attr-defined]
