@@ -179,10 +179,10 @@ def _findings(found: Check) -> str:
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
-def _pictures(traces: Any, reference: Any) -> list[str]:
-    forest = figures.svg(plots.forest(traces, reference), "medians and intervals of the posterior")
-    densities = figures.svg(plots.densities(traces, reference), "marginal densities of the posterior")
-    return [figure(forest), figure(densities, "wide")]
+def _pictures(draws: Any, reference: Any) -> list[str]:
+    forest = figures.svg(plots.forest(draws, reference), "medians and intervals of the posterior")
+    densities = figures.svg(plots.densities(draws, reference), "marginal densities of the posterior")
+    return [figure(forest), figure(densities, "wide" if len(draws) > 2 else "")]
 
 
 def _training(name: str, values: np.ndarray) -> str:
