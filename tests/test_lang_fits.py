@@ -46,9 +46,7 @@ def test_alternation_is_that_of_maximize():
     start = spec.module.init(jax.random.key(3))
     parts = {"pull": {"theta": start["theta"]}, "ascent": {"q": start["q"]}}
     rest = {"unused": start["unused"]}
-    fit = ppl.maximize(
-        theirs, parts, jax.random.key(3), rest, optimizer=optax.sgd(0.05), steps=40, samples=4, progress=False
-    )
+    fit = ppl.maximize(theirs, parts, jax.random.key(3), rest, optimizer=optax.sgd(0.05), steps=40, samples=4, progress=False)
     jax.tree.map(np.testing.assert_array_equal, found.params, merged(fit.params, rest))
     np.testing.assert_array_equal(found.history["pull"], fit.history["pull"])
     assert found.params["theta"] > 0.1

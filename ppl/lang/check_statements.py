@@ -89,11 +89,11 @@ def parts_of(node: Node, scope: Scope, drawn: bool) -> tuple[str, list[str], int
                 return None
             last = number
         else:
-            order = [*scope.loops, *(_shown(p, scope) for p in node.places if affine(p, scope.loops) is None)]
+            wanted = [*scope.loops, *(_shown(p, scope) for p in node.places if affine(p, scope.loops) is None)]
             scope.error(
                 node,
                 "the index of what is defined has the loops' variables first, then a number or ranges",
-                f"Write {node.value.id}[{', '.join(order)}], and in this order wherever it is used.",
+                f"Write {node.value.id}[{', '.join(wanted)}], and in this order wherever it is used.",
             )
             scope.names.setdefault(node.value.id, ANY)
             return None

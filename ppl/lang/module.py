@@ -301,7 +301,7 @@ def _collect(source: Source, python_imports: bool) -> tuple[tuple[Unit, ...], di
 
 def _python(item: tree.ImportPython, source: Source, allowed: bool) -> dict[str, Any]:
     if not allowed:
-        hint = "Pass python_imports=True to ppl.lang.load if you trust the module: importing it runs its code."
+        hint = "If you trust the module, whose code runs: ppl.load(..., python_imports=True), or --python-imports."
         raise fail([at(source, item.span, f"Python imports are not allowed here: {item.module}", hint)])
     folder = str(Path(source.name).resolve().parent)
     added = folder not in sys.path

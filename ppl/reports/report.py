@@ -79,11 +79,12 @@ def report(
     history = _histories(fit)
     if fit.model is None or fit.family is None:
         title = title if title is not None else " and ".join(history)
-        top, parts = _without_posterior(fit, history, count_from), (code(source or _source(fit)),)
+        top = _without_posterior(fit, history, count_from)
+        parts = [code(source or _source(fit))]
     else:
         title = title if title is not None else _name(fit.target)
         top = _with_posterior(fit, history, key, reference, count_from)
-        parts = figure(figures.graph(fit.target)), _sites(fit.target), code(source or _source(fit))
+        parts = [figure(figures.graph(fit.target)), _sites(fit.target), code(source or _source(fit))]
     body = [
         f"<h1>{html.escape(title)}</h1>",
         *top,
