@@ -11,7 +11,7 @@ import pytest
 import ppl
 import ppl.distributions as dist
 from ppl import errors, objectives
-from ppl.transport import Hutchinson, flow, ode_flow, simulate_with_score
+from ppl.transport import Hutchinson, flow, importance, ode_flow, simulate_with_score
 
 A = jnp.array([[0.3, 0.7], [-0.5, 0.1]])
 BASE = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
@@ -139,6 +139,11 @@ def test_an_unbiased_log_density_is_refused_where_it_is_biased(name):
     with pytest.raises(errors.DensityKindError, match=r"Hutchinson's divergence.*(\n.*)*log density"):
         ppl.expectation(lambda a: MISUSES[name](model, hutchinson(a))).estimate(jax.random.key(0), A)
     ppl.expectation(lambda a: MISUSES[name](model, linear_flow(a, steps=4))).estimate(jax.random.key(0), A)
+
+
+def test_importance_weights_refuse_an_unbiased_log_density():
+    with pytest.raises(errors.DensityKindError, match="Hutchinson's divergence"):
+        importance(linear_flow(0.5 * A, steps=4), hutchinson(), jax.random.key(0), 10)
 
 
 def test_two_independent_probes_give_an_unbiased_square():
