@@ -4,9 +4,11 @@ Each target is sampled by a denoising diffusion sampler (DDS) or controlled Mont
 in `ppl.transport`, trained with the reverse KL divergence (pathwise), the log-variance divergence and trajectory balance (both
 on constant draws). Five seeds train at once: their parameters are stacked and their losses added.
 
-Reported are the errors of two estimates of log Z, the ELBO and the importance-weighted one, each from 2,000 draws, the effective
-sample size and the number of modes found: medians over the seeds. No setting knows the evidence: the learned log Z of
-trajectory balance starts at the ELBO of the untrained pair. The published figures are from more steps and much longer training (Sendera et al. 2024, table 1: T = 100; Vargas et al. 2023 for ionosphere; Richter and Berner 2024 for nine Gaussians).
+Reported are the errors of two estimates of log Z, the ELBO and the importance-weighted one, each from 2,000 draws, the
+effective sample size and the number of modes found: medians over the seeds. No setting knows the evidence: the learned log Z
+of trajectory balance starts at the ELBO of the untrained pair. The published figures are from more steps and much longer
+training (Sendera et al. 2024, table 1: T = 100; Vargas et al. 2023 for ionosphere; Richter and Berner 2024 for nine
+Gaussians).
 
     python -m benchmarks.path_space [--quick] [--json FILE] [--only TARGET ...]
 """
