@@ -6,3 +6,5 @@
 import os
 
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+collect_ignore_glob = ["tests/devices/*"]  # scripts that test_devices.py runs

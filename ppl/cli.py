@@ -56,7 +56,7 @@ def _failures() -> Iterator[None]:
     except _FailureError as failure:
         err.print(Text(f"error: {failure}", style="red"), soft_wrap=True)
         raise typer.Exit(failure.code) from None
-    except (PPLError, OSError) as error:
+    except (PPLError, OSError, ImportError) as error:
         err.print(Text("error:", style="bold red"), Text(str(error)), soft_wrap=True)
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
@@ -80,7 +80,7 @@ def _load(file: Path, data: list[Path] | None, python_imports: bool) -> Any:
     module = lang.load(file, python_imports=python_imports)
     given: dict[str, Any] = {}
     for path in data or ():
-        given |= {name: value for name, value in read_data(path).items() if name in module.declared}
+        given |= read_data(path, module.declared)
     missing = [name for name in module.declared if name not in given]
     if missing and data:
         raise _FailureError(f"{', '.join(map(str, data))}: no {', '.join(missing)}, which {file} declares as data")
@@ -118,6 +118,8 @@ def fit(
     python_imports: Python = False,
 ) -> None:
     """Run the fit statements of a file and show what came out."""
+    if report is not None:
+        _report_needs()
     module = _load(file, data, python_imports)
     if not module.fits:
         raise _FailureError(
@@ -144,7 +146,7 @@ def _fit_one(
     quiet: bool,
 ) -> None:
     import ppl
-    from ppl.reports.tables import HEAD, posterior_rows
+    from ppl.reports.tables import HEAD, elements, posterior_rows
 
     seed = spec.seed if seed is None else seed
     options: dict[str, Any] = {"progress": not quiet}
@@ -158,26 +160,37 @@ def _fit_one(
     draw_key, check_key, report_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), 3)
     if family is not None:
         traces = found.sample(draw_key, draws)
-        rows, remark = posterior_rows(traces)
+        rows, remark = posterior_rows(elements(traces, 1))
         out.print(_table(HEAD, rows), *([remark] if remark else []), sep="\n")
         if output is not None:
             _save_draws(output / f"draws{tag}.npz", traces)
     if output is not None:
         found.save(output / f"fit{tag}.npz")
-    if model is None or family is None:
-        out.print(found)
-        if report is not None:
-            raise _FailureError(f"a report needs a model and a family in the objective; {' and '.join(spec.names)} has none")
-        return
     out.print()
-    out.print(Text(str(found.check(check_key, draws=draws))), soft_wrap=True)
+    if model is None or family is None:
+        out.print(Text(str(found)), soft_wrap=True)
+    else:
+        try:
+            out.print(Text(str(found.check(check_key, draws=draws))), soft_wrap=True)
+        except ImportError as error:
+            out.print(Text(f"{found}\nIs it to be trusted? {error}"), soft_wrap=True)
     if report is not None:
         path = report.with_stem(report.stem + tag)
         path.parent.mkdir(parents=True, exist_ok=True)
         settings = {"file": file.name, "objective": " and ".join(spec.names), "seed": seed}
         title = f"{file.stem}: {' and '.join(spec.names)}"
-        ppl.report(found, path, report_key, title=title, source=file.read_text(encoding="utf-8"), settings=settings)
+        source = file.read_text(encoding="utf-8-sig")
+        ppl.report(found, path, report_key, title=title, source=source, settings=settings, count_from=1)
         out.print(f"\nreport: {path}")
+
+
+def _report_needs() -> None:
+    """Say what is missing before a long fit, and not behind it."""
+    try:
+        import arviz  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise _FailureError("a report needs ArviZ and matplotlib: pip install 'ppl[diagnostics]'") from error
 
 
 def _save_draws(path: Path, traces: Any) -> None:
@@ -234,7 +247,7 @@ def sample(
 ) -> None:
     """Draw from a program of a file at its initial parameters: a model's prior, with what it would observe."""
     from ppl.diagnostics.predictive import prior_predictive
-    from ppl.reports.tables import HEAD, posterior_rows
+    from ppl.reports.tables import HEAD, elements, posterior_rows
 
     module = _load(file, data, python_imports)
     if not module.programs:
@@ -244,7 +257,7 @@ def sample(
         raise _FailureError(f"{file} has no program {name!r}; it has {', '.join(module.programs)}", USAGE)
     bound = module.at(name, module.init(jax.random.key(0)))
     traces = prior_predictive(bound, jax.random.key(seed or 0), number)
-    rows, remark = posterior_rows(traces)
+    rows, remark = posterior_rows(elements(traces, 1))
     out.print(_table(HEAD, rows, f"{name}, {number:,} draws"), *([remark] if remark else []), sep="\n")
     if output is not None:
         _save_draws(output, traces)
@@ -289,10 +302,11 @@ def format(
 ) -> None:
     """Lay files out in the one standard way."""
     from ppl.lang import format_source
+    from ppl.lang.parser import read
 
     changed = 0
     for file in files:
-        text = file.read_text(encoding="utf-8")
+        text = read(file).text
         formatted = format_source(text)
         if formatted == text:
             continue

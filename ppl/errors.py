@@ -119,9 +119,12 @@ class LanguageError(PPLError):
     """
 
     def __init__(self, diagnostics: tuple[Any, ...], more: int = 0):
-        self.diagnostics = diagnostics
+        self.diagnostics, self.more = diagnostics, more
         rest = f"\n\nand {more} more" if more > 0 else ""
         super().__init__("\n\n".join(map(str, diagnostics)) + rest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.diagnostics, self.more)
 
 
 class FamilyError(PPLError):

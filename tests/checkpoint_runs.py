@@ -42,8 +42,11 @@ def train(path=None, *, steps=60, objective=objective, data=batches, rate=0.05, 
 
 
 def kill(path, delays):
-    """For each delay, begin the run anew in a child and kill it that long after its first call; print what is left."""
-    for delay in delays:
+    """For each delay, begin the run anew in a child and kill it that long after some calls, more each time; print what is left.
+
+    Calls are counted so that a fast machine does not end the run before it is killed.
+    """
+    for calls, delay in enumerate(delays, 2):
         read, write = os.pipe()
         child = os.fork()
         if not child:
@@ -53,7 +56,8 @@ def kill(path, delays):
             finally:
                 os._exit(0)
         os.close(write)
-        os.read(read, 1)
+        for _ in range(calls):
+            os.read(read, 1)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

@@ -71,3 +71,21 @@ def test_a_baseline_that_is_none_is_refused(baseline):
     objective = ppl.expectation(lambda p: 1.0 * ppl.sample("x", dist.Poisson(p), estimator=ScoreFunction(baseline)))
     with pytest.raises(errors.EstimatorError, match=r"(?s)baseline of 'x'.*neither a number nor an array.*test_boundary"):
         objective.estimate(KEY, 2.0)
+
+
+def test_a_loop_of_no_steps_has_a_trace_without_elements():
+    @ppl.program
+    def chain(p, steps):
+        def step(total, _):
+            return total + ppl.sample("x", dist.Bernoulli(probs=p)), None
+
+        total, _ = jax.lax.scan(step, 0, None, length=steps)
+        ppl.sample("end", dist.Normal(2.0 + total, 1.0))
+
+    trace, log_density = chain(0.3, 0).simulate(KEY)
+    assert trace["x"].shape == (0,)
+    wanted = dist.Normal(2.0, 1.0).log_prob(trace["end"])
+    assert float(log_density) == float(chain(0.3, 0).log_density(trace)) == pytest.approx(float(wanted), rel=1e-6)
+    objective = ppl.expectation(lambda p: ppl.simulate(chain(p, 0))[0]["end"] * p)
+    value, grad = objective.value_and_grad(KEY, 0.3)
+    assert float(value) == pytest.approx(0.3 * float(grad))

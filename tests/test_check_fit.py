@@ -291,3 +291,30 @@ def test_fit_that_was_not_told():
         ppl.Fit({}, np.zeros(0), None, family=lambda params: normal).sample(KEY, 3)
     with pytest.raises(ppl.errors.FitError, match="at least 100 draws"):
         fitted(0.0, 1.0).check(KEY, draws=50)
+
+
+def test_a_tail_that_carries_nothing_is_a_note():
+    """A log-normal family of a Gamma(16, 5) posterior has thinner tails, where hardly any of the posterior is."""
+    counts = jnp.array([3, 5, 4, 2])
+
+    @ppl.program
+    def model():
+        rate = ppl.sample("rate", dist.Gamma(2.0, 1.0))
+        ppl.plate("counts", lambda n: ppl.sample("count", dist.Poisson(rate), obs=n))(counts)
+
+    @ppl.program
+    def family(params):
+        ppl.sample("rate", dist.LogNormal(*params))
+
+    variance = float(jax.scipy.special.polygamma(1, 16.0))
+    params = jnp.array([float(jax.scipy.special.digamma(16.0)) - np.log(5.0), variance**0.5])
+    fit = ppl.Fit(params, np.zeros(0), None, {}, model(), family)
+    report = fit.check(jax.random.key(0))
+    assert report.k_hat > report.k_hat_limit
+    assert report.tail_weight < 1.5
+    assert report.ok
+    assert [finding.about for finding in report.findings if finding.about == "weights"] == ["weights"]
+    log_evidence = float(sum(-jax.scipy.special.gammaln(n + 1.0) for n in counts)) + float(
+        jax.scipy.special.gammaln(16.0) - 16 * np.log(5.0)
+    )
+    assert abs(report.log_evidence.value - log_evidence) < 4.5 * report.log_evidence.standard_error

@@ -34,13 +34,14 @@ def whole():
 def test_killed_runs_end_with_the_same_bits_pyro_252_numpyro_1194(tmp_path, whole):
     """Five processes, killed without warning at random times, most of them while they write, and a sixth that ends."""
     rng = random.Random(0)
-    delays = [str(rng.uniform(0.0, 0.6)) for _ in range(5)]
+    delays = [str(rng.uniform(0.0, 0.1)) for _ in range(5)]
     command = [sys.executable, "-m", "tests.checkpoint_runs", str(tmp_path), *delays]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(kills) == 5
     assert sum(kill["killed"] for kill in kills) >= 2
+    assert kills[-1]["step"] > kills[0]["step"]
     fit = train(tmp_path)
     same(fit.state, whole.state)
     same(fit.params, whole.params)

@@ -184,3 +184,19 @@ def test_weights_of_a_file_are_those_of_its_programs(line):
     prior = -0.5 * (0.01 + 0.04) - 2 * np.log(10) - np.log(2 * np.pi)
     half = np.log(2) - np.log(5) - 0.5 * np.log(2 * np.pi) - 0.5 * 0.01
     np.testing.assert_allclose(module.line().log_density(trace), logs + prior + half, rtol=1e-5)
+
+
+def test_the_shipped_schools_from_their_data_file(tmp_path):
+    """The command of the README, cut short: posterior means near Stan's and those that README shows, indices from one."""
+    models, content = ROOT / "tutorials" / "models", ROOT / "tutorials" / "data" / "eight_schools.json"
+    result = ppl_("fit", models / "schools.vi", "--data", content, "--quiet", "--steps", 1000)
+    assert result.exit_code == 0, result.output
+    rows = {words[0]: words for words in map(str.split, result.output.splitlines()) if words}
+    readme = (ROOT / "README.md").read_text()
+    shown = readme[readme.index("schools.vi: shrunk") :]
+    quoted = {words[0]: words for words in map(str.split, shown[: shown.index("```")].splitlines()) if words}
+    assert rows["ELBO"][0] == quoted["ELBO"][0]
+    reference = json.loads(content.read_text())["reference"]
+    for name, mean, spread in zip(reference["names"], reference["mean"], reference["sd"], strict=True):
+        assert abs(float(rows[name][1]) - mean) < 0.2 * spread
+        assert abs(float(rows[name][1]) - float(quoted[name][1])) < 0.2 * spread

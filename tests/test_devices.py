@@ -27,7 +27,7 @@ def output(process):
     return out
 
 
-def test_eight_devices_agree_with_one():
+def test_eight_devices_agree_with_one_numpyro_1645():
     """Samples, minibatches, chunks, particles and whole fits; the script asserts that the work was spread."""
     lines = output(start("eight.py", devices=8)).splitlines()
     differences = {name: float(value) for name, value in (line.rsplit(maxsplit=1) for line in lines)}
@@ -35,15 +35,17 @@ def test_eight_devices_agree_with_one():
     assert all(value < 2e-5 for value in differences.values()), differences
 
 
-def test_two_processes_agree_with_one():
+def test_two_processes_agree_with_one_numpyro_1645(tmp_path):
+    """Also when they go on from a checkpoint; and they make the same compiled calls, whatever each one's clock says."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    pair = [start("two.py", address, 2, index, devices=2) for index in (0, 1)]
-    alone = output(start("two.py", "-", 1, 0, devices=1))
-    results = [alone, *map(output, pair)]
+    pair = [start("two.py", address, 2, index, tmp_path / "pair", devices=2) for index in (0, 1)]
+    alone = output(start("two.py", "-", 1, 0, tmp_path / "alone", devices=1))
     # Gloo says on standard output which ranks it has connected.
-    numbers = [np.array(result.splitlines()[-1].split(), float) for result in results]
+    results = [result.splitlines()[-2:] for result in (alone, *map(output, pair))]
+    assert results[1][0] == results[2][0]
+    numbers = [np.array(numbers.split(), float) for _, numbers in results]
     assert abs(numbers[0][2] - 1.0) < 0.1  # the coefficients that made the data
     assert abs(numbers[0][3] + 2.0) < 0.1
     for other in numbers[1:]:

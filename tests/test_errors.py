@@ -99,7 +99,7 @@ def test_an_observed_address_is_not_latent(model):
 
 
 @pytest.mark.parametrize("value", [0.0, jnp.zeros(4), jnp.zeros((3, 1)), jnp.zeros((1, 3))])
-def test_wrong_shape(model, value):
+def test_shape_errors_that_explain_numpyro_1230_numpyro_1155(model, value):
     with raises(errors.ValueShapeError, "'y'", str(list(np.shape(value))), "[3]", HERE):
         model.log_density({**TRACE, "y": value})
     with raises(errors.ObservationShapeError, "'y'", str(list(np.shape(value))), "[3]", HERE):
@@ -238,7 +238,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("case", FAMILIES)
-def test_model_and_family_that_disagree(target, case):
+def test_model_and_family_that_disagree_pyro_2288_numpyro_1119(target, case):
     family, address, problem = FAMILIES[case]
 
     def row(message):

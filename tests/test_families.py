@@ -1,8 +1,5 @@
 """Families against exact posteriors, and the programs that they print."""
 
-import re
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -300,17 +297,3 @@ def test_mistakes_are_refused():
         mean_field(circle())
     with pytest.raises(errors.FamilyError, match="got 'log'"):
         families.delta(regression(), space="log")
-
-
-def test_documentation_runs():
-    """The blocks of docs/families.md, and the program that it quotes."""
-    text = (Path(__file__).parents[1] / "docs" / "families.md").read_text()
-    blocks = re.findall(r"```(python|text)\n(.*?)```", text, re.S)
-    namespace = {"__name__": "families"}
-    for language, block in blocks:
-        if language == "python":
-            exec(block.replace("print(family)\n", ""), namespace)
-    quoted = next(block for language, block in blocks if language == "text")
-    assert quoted == str(namespace["family"])
-    assert np.isfinite(namespace["value"])
-    np.testing.assert_allclose(np.exp(namespace["fit"].params["log_scale"]), [0.08, 0.16], atol=0.04)

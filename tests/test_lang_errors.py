@@ -95,7 +95,7 @@ MISTAKES = {
 <text>:1:1: Python imports are not allowed here: os
   1 | from os import system
     | ^^^^^^^^^^^^^^^^^^^^^
-  Pass python_imports=True to ppl.lang.load if you trust the module: importing it runs its code.""",
+  If you trust the module, whose code runs: ppl.load(..., python_imports=True), or --python-imports.""",
 }
 
 

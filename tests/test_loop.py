@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import os
 import re
+import signal
 import sys
 import types
 
@@ -63,6 +65,11 @@ def test_wake_sleep_alternates_to_the_exact_model_and_posterior():
     options = {"optimizer": {"theta": optax.sgd(0.05), "phi": optax.adam(0.02)}, "steps": 2000, "average": True, **QUIET}
     fit = ppl.maximize({"theta": wake_theta, "phi": wake_phi}, START, KEY, **options)
     assert list(fit.history) == ["theta", "phi"]
+    alone = ppl.Fit(fit.params, fit.history, None, model=lambda p: model(p["theta"]), family=lambda p: family(p["phi"]))
+    report = alone.check(KEY, draws=1000)
+    assert report.ok
+    assert np.isnan(report.signal_to_noise)  # which of the objectives' it would be, nobody said
+    assert abs(report.log_evidence.value - -0.5 * np.log(4 * np.pi)) < 0.02  # x ~ N(2, 2) at its mean
     np.testing.assert_allclose(fit.params["theta"], 2.0, atol=0.03)
     np.testing.assert_allclose(fit.params["phi"]["mean"], 2.0, atol=0.03)
     np.testing.assert_allclose(jnp.exp(fit.params["phi"]["log_scale"]), np.sqrt(0.5), atol=0.03)
@@ -250,6 +257,40 @@ def test_a_fit_is_continued_as_if_never_interrupted():
         ppl.minimize(bowl, 0.0, KEY, optimizer=optax.adam(0.05), steps=50, state=part.state, samples=3, **QUIET)
     with pytest.raises(errors.ObjectiveError, match="another run"):
         ppl.minimize(bowl, 0.0, KEY, optimizer=optax.sgd(0.05), steps=500, state=part.state, **QUIET)
+
+
+def test_what_ends_a_run_early_carries_it():
+    """An interrupt from the keyboard, a callback that fails, a stream that ends: the run so far goes on to the same bits."""
+
+    def interrupt(fit):
+        if len(fit.history) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def fail(fit):
+        if len(fit.history) == 20:
+            raise OSError("no space left")
+
+    def once():
+        return ppl.Stream(itertools.repeat(np.float32(3.0), 20))
+
+    options = {"optimizer": optax.adam(0.05), "steps_per_call": 5, "average": True, **QUIET}
+    start, data = jnp.float32(0.0), ppl.Stream([np.float32(3.0)])
+    whole = ppl.minimize(bowl, start, KEY, data, steps=50, **options)
+    for kind, stream, callback in (
+        (KeyboardInterrupt, data, interrupt),
+        (OSError, data, fail),
+        (errors.DataError, once(), None),
+    ):
+        with pytest.raises(kind) as caught:
+            ppl.minimize(bowl, start, KEY, stream, steps=50, callback=callback, **options)
+        fit = caught.value.fit
+        assert (fit.stopped, int(fit.state.step)) == ("interrupted", 20)
+        assert "up to step 20" in caught.value.__notes__[0]
+        np.testing.assert_array_equal(fit.history, whole.history[:20])
+        if kind is not errors.DataError:
+            rest = ppl.minimize(bowl, start, KEY, data, steps=50, state=fit.state, **options)
+            np.testing.assert_array_equal(rest.history, whole.history)
+            assert rest.params == whole.params
 
 
 def test_progress_in_a_log_file_is_a_few_lines(monkeypatch):

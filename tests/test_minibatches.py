@@ -42,7 +42,7 @@ def test_every_epoch_is_a_new_permutation():
     assert np.all(np.abs(z) < 4.0)
 
 
-def test_a_plate_with_its_size_is_unbiased_over_minibatches():
+def test_a_plate_with_its_size_is_unbiased_pyro_531_numpyro_1739():
     """The mean of the objective over all batches of an epoch is that of the whole data, and so is the optimum."""
 
     @ppl.program

@@ -36,7 +36,7 @@ def elbo(model, estimator=None):
     return ppl.expectation(objective)
 
 
-@pytest.mark.parametrize(("estimator", "samples"), [(None, None), (None, 4), (ScoreFunction(), 4)])
+@pytest.mark.parametrize(("estimator", "samples"), [(None, None), (None, ppl.Samples(4, chunk=2)), (ScoreFunction(), 4)])
 def test_nans_with_a_location_pyro_571_numpyro_956(estimator, samples):
     """A drifting scale becomes negative: the error has the step, the site, its parameters and the run up to there."""
     objective = elbo(model, estimator)

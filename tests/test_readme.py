@@ -22,6 +22,7 @@ NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 def test_blocks(document, tmp_path, monkeypatch):
     text = (ROOT / document).read_text()
     monkeypatch.chdir(tmp_path)  # a page may write pictures and files
+    (tmp_path / "tutorials").symlink_to(ROOT / "tutorials")  # and read data
     namespace = {"__name__": "readme"}
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start("code"))

@@ -99,10 +99,20 @@ def test_a_bad_fit_says_so_at_the_top(tmp_path):
 def test_what_was_there_stays_until_the_page_is_whole(tmp_path):
     path = tmp_path / "fit.html"
     path.write_text("old")
-    with pytest.raises(ppl.errors.FitError, match="not told its model"):
-        ppl.report(ppl.Fit({}, np.zeros(0), None), path, jax.random.key(0))
+    with pytest.raises(ppl.errors.FitError, match="must be a bound program"):
+        ppl.report(ppl.Fit({}, np.zeros(0), None, model=lambda params: 3, family=family), path, jax.random.key(0))
     assert path.read_text() == "old"
     assert [other.name for other in tmp_path.iterdir()] == ["fit.html"]
+
+
+def test_a_fit_without_a_posterior_has_its_parameters_and_each_objective(tmp_path):
+    history = {"first": np.full(40, 2.0), "second": np.full(40, -7.5)}
+    fit = ppl.Fit({"q": {"m": np.array([1.25, -3.5])}}, history, None)
+    _, text = read(ppl.report(fit, tmp_path / "flow.html", jax.random.key(0), source="objective first", count_from=1))
+    assert "40 steps" in text
+    assert "first 2 sd 0, last 4 steps second -7.5 sd 0, last 4 steps" in text
+    assert "q.m[1] 1.25 q.m[2] -3.50" in text
+    assert "objective first" in text
 
 
 def browse(*arguments):

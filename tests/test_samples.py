@@ -107,7 +107,7 @@ def temporary_bytes(samples):
     return [compiled.memory_analysis().temp_size_in_bytes for compiled in (iwae, repeated)]
 
 
-def test_memory_is_that_of_a_chunk():
+def test_memory_is_that_of_a_chunk_numpyro_1624():
     """100,000 particles hold 627 MB in their logits alone."""
     chunked, whole = temporary_bytes(ppl.Samples(100_000, chunk=1_000)), temporary_bytes(100_000)
     assert max(chunked) < 60e6

@@ -11,7 +11,8 @@ import pytest
 import ppl
 import ppl.distributions as dist
 from ppl import errors, objectives
-from ppl.transport import Hutchinson, flow, ode_flow, simulate_with_score
+from ppl.diagnostics.check import check
+from ppl.transport import Hutchinson, flow, importance, ode_flow, simulate_with_score
 
 A = jnp.array([[0.3, 0.7], [-0.5, 0.1]])
 BASE = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
@@ -92,10 +93,10 @@ def exact_elbo(a):
     return cross + 0.5 * jnp.linalg.slogdet(covariance)[1] + jnp.log(2 * jnp.pi) + 1.0
 
 
-@pytest.mark.parametrize("options", [{}, {"divergence": Hutchinson()}, {"divergence": Hutchinson(3)}])
+@pytest.mark.parametrize("options", [{}, {"divergence": Hutchinson(3)}])
 def test_elbo_and_its_gradient_are_unbiased(options):
-    objective = elbo_of(lambda a: linear_flow(a, steps=10, **options))
-    keys = jax.random.split(jax.random.key(1), 4000)
+    objective = elbo_of(lambda a: linear_flow(a, steps=4, **options))
+    keys = jax.random.split(jax.random.key(1), 2000)
     value, gradient = jax.jit(jax.vmap(lambda key: objective.value_and_grad(key, A)))(keys)
     draws = np.concatenate([np.asarray(value)[:, None], np.asarray(gradient).reshape(-1, 4)], 1)
     wanted = np.append(exact_elbo(A), jax.grad(exact_elbo)(A).ravel())
@@ -104,10 +105,10 @@ def test_elbo_and_its_gradient_are_unbiased(options):
 
 
 def test_score_function_gradients_are_unbiased_too():
-    objective = elbo_of(lambda a: linear_flow(a, steps=10).with_estimators(ppl.estimators.ScoreFunction()))
+    objective = elbo_of(lambda a: linear_flow(a, steps=4).with_estimators(ppl.estimators.ScoreFunction()))
     assert [type(row.estimator).__name__ for row in objective.estimators(A)] == ["ScoreFunction"]
-    gradient = jax.jit(jax.vmap(lambda key: objective.grad(key, A)))(jax.random.split(jax.random.key(1), 4000))
-    z = (gradient.mean(0) - jax.grad(exact_elbo)(A)) / (gradient.std(0) / 4000**0.5)
+    gradient = jax.jit(jax.vmap(lambda key: objective.grad(key, A)))(jax.random.split(jax.random.key(1), 2000))
+    z = (gradient.mean(0) - jax.grad(exact_elbo)(A)) / (gradient.std(0) / 2000**0.5)
     assert np.abs(z).max() < 4
 
 
@@ -138,7 +139,15 @@ def test_an_unbiased_log_density_is_refused_where_it_is_biased(name):
         return
     with pytest.raises(errors.DensityKindError, match=r"Hutchinson's divergence.*(\n.*)*log density"):
         ppl.expectation(lambda a: MISUSES[name](model, hutchinson(a))).estimate(jax.random.key(0), A)
-    ppl.expectation(lambda a: MISUSES[name](model, linear_flow(a, steps=4))).estimate(jax.random.key(0), A)
+    exact_divergence = ppl.expectation(lambda a: MISUSES[name](model, linear_flow(a, steps=4)))
+    assert jax.eval_shape(exact_divergence.estimate, jax.random.key(0), A).shape == ()  # staged, which is when it is refused
+
+
+def test_importance_weights_refuse_an_unbiased_log_density():
+    with pytest.raises(errors.DensityKindError, match="Hutchinson's divergence"):
+        importance(linear_flow(0.5 * A, steps=4), hutchinson(), jax.random.key(0), 10)
+    with pytest.raises(errors.DensityKindError, match="Hutchinson's divergence"):
+        check(linear_flow(0.5 * A, steps=4), hutchinson(), jax.random.key(0), draws=100)
 
 
 def test_two_independent_probes_give_an_unbiased_square():
@@ -149,16 +158,16 @@ def test_two_independent_probes_give_an_unbiased_square():
         one, other = (hutchinson(a).log_density(x) for _ in range(2))
         return (one + 2.0) * (other + 2.0)
 
-    draws = jax.jit(jax.vmap(lambda key: squared_residual.estimate(key, A)))(jax.random.split(jax.random.key(2), 4000))
+    draws = jax.jit(jax.vmap(lambda key: squared_residual.estimate(key, A)))(jax.random.split(jax.random.key(2), 2000))
     wanted = (linear_flow(A).log_density(x) + 2.0) ** 2
-    assert abs(draws.mean() - wanted) < 4 * draws.std() / 4000**0.5
+    assert abs(draws.mean() - wanted) < 4 * draws.std() / 2000**0.5
     assert draws.std() > 0.1
 
 
 def test_a_flow_as_prior_of_a_conditioned_model():
     @ppl.program
     def model():
-        x = ppl.sample("x", linear_flow(A, steps=10))
+        x = ppl.sample("x", linear_flow(A, steps=4))
         ppl.sample("y", dist.Normal(x[0], 0.5), obs=1.0)
 
     @ppl.program
@@ -169,9 +178,9 @@ def test_a_flow_as_prior_of_a_conditioned_model():
         trace, log_q = proposal().simulate(key)
         return model().log_density(trace) - log_q
 
-    weights = np.exp(jax.jit(jax.vmap(log_weight))(jax.random.split(jax.random.key(3), 4000)))
+    weights = np.exp(jax.jit(jax.vmap(log_weight))(jax.random.split(jax.random.key(3), 2000)))
     evidence = np.exp(dist.Normal(0.0, jnp.sqrt(exact(A).covariance_matrix[0, 0] + 0.25)).log_prob(1.0))
-    assert abs(weights.mean() - evidence) < 4 * weights.std() / 4000**0.5
+    assert abs(weights.mean() - evidence) < 4 * weights.std() / 2000**0.5
 
 
 @ppl.program
@@ -198,7 +207,7 @@ def test_a_flow_over_the_addresses_of_a_program():
 
 def test_there_is_no_density_outside_of_the_image():
     """The image of a uniform under x -> e x."""
-    program = ode_flow(dist.Uniform(0.0, 1.0), lambda x, t: x, steps=10)
+    program = ode_flow(dist.Uniform(0.0, 1.0), lambda x, t: x, steps=4)
     x = jnp.array([-0.1, 0.1, 2.6, 2.8])
     np.testing.assert_allclose(jax.vmap(program.log_density)(x), [-np.inf, -1.0, -1.0, -np.inf], atol=1e-4)
 
@@ -211,9 +220,9 @@ def test_there_is_no_density_outside_of_the_image():
 
 def test_detached_draws_leave_the_score_of_the_density():
     """`E[d log q(x)] = 0` at fixed x, which is what is left."""
-    objective = ppl.expectation(lambda a: ppl.simulate(linear_flow(a, steps=10).detach())[1])
-    gradient = jax.jit(jax.vmap(lambda key: objective.grad(key, A)))(jax.random.split(jax.random.key(1), 4000))
-    assert np.abs(gradient.mean(0) / (gradient.std(0) / 4000**0.5)).max() < 4
+    objective = ppl.expectation(lambda a: ppl.simulate(linear_flow(a, steps=4).detach())[1])
+    gradient = jax.jit(jax.vmap(lambda key: objective.grad(key, A)))(jax.random.split(jax.random.key(1), 2000))
+    assert np.abs(gradient.mean(0) / (gradient.std(0) / 2000**0.5)).max() < 4
     assert np.abs(gradient).mean() > 0.1
 
 
@@ -259,7 +268,7 @@ def test_flowjax_densities_drawn_and_scored():
 @pytest.mark.parametrize("kind", ["flowjax", "ode"])
 def test_path_gradients_are_those_of_sticking_the_landing(kind):
     """Draw by draw: the score that comes along with the draw is that of the inverse."""
-    model = linear_flow(A, steps=10)
+    model = linear_flow(A, steps=4)
     if kind == "flowjax":
         params, family = spline_flow(), flow
     else:

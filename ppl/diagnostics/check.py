@@ -18,6 +18,7 @@ from ppl.diagnostics.findings import NOTE, WARNING, Finding
 from ppl.diagnostics.weighable import why_not
 from ppl.diagnostics.weights import (
     FEWEST,
+    LIGHT,
     Estimate,
     effective_sample_size,
     finite,
@@ -25,6 +26,7 @@ from ppl.diagnostics.weights import (
     mean,
     reliable_k_hat,
     smooth,
+    tail_weight,
     upper_bound,
 )
 from ppl.program import Bound
@@ -46,6 +48,8 @@ class Check:
         cubo: the upper bound `log(E_q[w^2]) / 2` (Dieng et al. 2017), which takes a lighter tail (`k_hat` below 1/2).
         k_hat: shape of the weights' tail; minus infinity where they have none.
         k_hat_limit: what it should be below, for this many draws.
+        tail_weight: the weight of the tail that `k_hat` is fitted to, over its share of the draws; near 1 where the tail
+            decides nothing, whatever its shape.
         effective_sample_size: of the weights.
         signal_to_noise: of the gradient of one draw, where training stopped.
         findings: warnings and notes.
@@ -60,6 +64,7 @@ class Check:
     cubo: Estimate = NOT_KNOWN
     k_hat: float = math.nan
     k_hat_limit: float = math.nan
+    tail_weight: float = math.nan
     effective_sample_size: float = math.nan
     signal_to_noise: float = math.nan
     findings: tuple[Finding, ...] = ()
@@ -70,6 +75,11 @@ class Check:
         return not self.warnings
 
     @property
+    def weights_reliable(self) -> bool:
+        """Whether importance weights, and what is estimated from them, can be trusted."""
+        return self.k_hat <= self.k_hat_limit or self.tail_weight < LIGHT
+
+    @property
     def warnings(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == WARNING]
 
@@ -77,14 +87,14 @@ class Check:
         n = len(self.warnings)
         seen = f"from {self.draws:,} draws of the family"
         head = f"nothing speaks against this fit ({seen})" if self.ok else f"{n} warning{'s'[: n - 1]} ({seen})"
-        trusted = self.k_hat <= self.k_hat_limit
+        trusted = self.weights_reliable
         doubt = "" if trusted else "  not reliable: see k-hat"
         lost = max(0.0, self.log_evidence.value - self.elbo.value)
         loss = f"; the family loses about {lost:.2g} nats" if trusted else ""
         rows: list[tuple[str, Any, str]] = [("ELBO", self.elbo, f"lower bound{loss}")]
         if not math.isnan(self.k_hat):
             share = self.effective_sample_size / self.draws
-            below = "below" if trusted else "ABOVE"
+            below = "below" if self.k_hat <= self.k_hat_limit else "above" if trusted else "ABOVE"
             rows += [
                 ("log evidence", self.log_evidence, doubt.strip()),
                 ("upper bound", self.eubo, doubt.strip()),
@@ -177,13 +187,14 @@ def _of_weights(drawn: Draws, addresses: Iterable[Address]) -> tuple[dict[str, A
     limit = reliable_k_hat(len(log_w))
     outside = float(np.mean(log_w == -np.inf))
     squared = log_mean(2 * log_w)
-    numbers = {
+    numbers: dict[str, Any] = {
         "elbo": mean(log_w) if outside == 0 else Estimate(-math.inf, math.nan),
         "log_evidence": log_mean(log_w),
         "eubo": upper_bound(log_w),
         "cubo": Estimate(squared.value / 2, squared.standard_error / 2),
         "k_hat": k_hat,
         "k_hat_limit": limit,
+        "tail_weight": tail_weight(log_w),
         "effective_sample_size": effective_sample_size(log_w),
     }
     found = []
@@ -197,7 +208,19 @@ def _of_weights(drawn: Draws, addresses: Iterable[Address]) -> tuple[dict[str, A
                 "Give the family the support of the model's latents: its ELBO is minus infinity.",
             )
         )
-    if k_hat > limit:
+    if k_hat > limit and numbers["tail_weight"] < LIGHT:
+        found.append(
+            Finding(
+                "weights",
+                NOTE,
+                "",
+                f"k-hat is {k_hat:.2f}: the family's tails are thinner than the posterior's. The tail carries "
+                f"{numbers['tail_weight']:.1f} times its share of the weight, so that little depends on it.",
+                "Do not use it for rare events: the chance of an extreme value is too low.",
+            )
+        )
+        found += corrections(drawn.trace, addresses, weights)
+    elif k_hat > limit:
         found.append(
             Finding(
                 "weights",

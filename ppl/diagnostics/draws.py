@@ -12,6 +12,7 @@ import numpy as np
 
 from ppl import errors
 from ppl.program import Bound
+from ppl.transforms.kinds import refuse_misuse
 from ppl.transforms.seed import seed
 from ppl.transforms.simulate import simulate
 
@@ -76,7 +77,10 @@ def _weighted(model: Bound, family: Bound) -> Callable[..., Any]:
         trace, log_q = simulate(family)
         return trace, model.log_density(trace), log_q
 
-    return mapped(seed(both))
+    drawn = seed(both)
+    # Their difference goes into exp: an unbiased log density, as Hutchinson's, would bias every weight.
+    refuse_misuse(jax.make_jaxpr(lambda key: [jnp.exp(log_x) for log_x in drawn(key)[1:]])(jax.random.key(0)).jaxpr)
+    return mapped(drawn)
 
 
 def weighted(model: Bound, family: Bound, key: Any, n: int) -> Draws:
@@ -84,6 +88,7 @@ def weighted(model: Bound, family: Bound, key: Any, n: int) -> Draws:
 
     Raises:
         ModelFamilyMismatchError: the programs disagree on latents.
+        DensityKindError: a log density is estimated, by Hutchinson's divergence for instance, so that weights would be biased.
     """
     trace, log_p, log_q = repeat(_weighted(model, family), key, n)
     return Draws(trace, np.asarray(log_p, float), np.asarray(log_q, float))

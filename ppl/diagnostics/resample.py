@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ppl import errors
 from ppl.diagnostics.draws import weighted
 from ppl.diagnostics.weighable import require_weights
-from ppl.diagnostics.weights import finite, reliable_k_hat, smooth
+from ppl.diagnostics.weights import LIGHT, finite, reliable_k_hat, smooth, tail_weight
 from ppl.program import Bound
 
 
@@ -47,7 +47,7 @@ def resample(model: Bound, family: Bound, key: Any, n: int, particles: int | Non
     log_w = finite(drawn)
     weights, k_hat = smooth(log_w)
     limit = reliable_k_hat(len(log_w))
-    if k_hat > limit:
+    if k_hat > limit and tail_weight(finite(drawn)) >= LIGHT:
         warnings.warn(
             f"the weights have k-hat {k_hat:.2f}, above {limit:.2f}: the family is too far from the posterior for importance "
             "weights to correct it, and resampled draws still have its errors. Fit a richer family, or run MCMC from "

@@ -11,6 +11,8 @@ import numpy as np
 from ppl import errors
 from ppl.diagnostics.draws import Draws
 
+LIGHT = 1.5
+"""A tail that carries less than this many times its share of the weight decides nothing, whatever its shape."""
 FEWEST = 100
 """Draws below which no tail can be looked at."""
 
@@ -63,6 +65,21 @@ def smooth(log_weights: np.ndarray) -> Smoothed:
     equal = log_w.min() > -1e-3
     ties = np.isinf(k_hat) and raw.max() < len(raw) ** -0.5
     return Smoothed(raw, -math.inf) if equal or ties else Smoothed(np.exp(smoothed), float(k_hat))
+
+
+def tail_weight(log_w: np.ndarray) -> float:
+    """The weight of the tail that `k_hat` is fitted to, the largest `min(n / 5, 3 sqrt(n))`, over their share of the draws.
+
+    Example:
+        >>> import numpy as np
+        >>> from ppl.diagnostics.weights import tail_weight
+        >>> tail_weight(np.zeros(100))
+        1.0
+    """
+    n = len(log_w)
+    tail = int(np.ceil(min(n / 5, 3 * np.sqrt(n))))
+    weights = np.exp(log_w - log_w.max())
+    return float(np.sort(weights)[-tail:].sum() / weights.sum() * n / tail)
 
 
 def reliable_k_hat(n: int) -> float:
@@ -126,5 +143,6 @@ __all__ = [
     "mean",
     "reliable_k_hat",
     "smooth",
+    "tail_weight",
     "upper_bound",
 ]

@@ -33,7 +33,7 @@ class Fit:
         model: the model that was fitted, a bound program or a function from parameters to one; None if not told.
         family: the variational family, a function from parameters to a bound program; None if not told.
         state: all that the run goes on from, by `maximize(..., state=fit.state)`.
-        stopped: why it ended: "steps", "plateau", "callback", or "not finite" in the fit that an error carries.
+        stopped: why it ended: "steps", "plateau", "callback"; "not finite" or "interrupted" in the fit that an error carries.
 
     Of several objectives, `history`, `optimizer_state` and `estimator_state` are dicts by their names.
 
@@ -125,11 +125,12 @@ class Fit:
             key: a PRNG key.
             draws: of the family.
             model, family: others than those of the fit: bound to all data where training saw minibatches, for example.
-            objective: what was optimized, as a function of the parameters; the ELBO if None.
+            objective: what was optimized, as a function of the parameters, to see whether its gradient is at rest; the ELBO if
+                None, and nothing where there were several objectives, of which the ELBO need not be one.
         """
         model, family = self.model if model is None else model, self.family if family is None else family
         bound = _bound(model, self.params, "model"), _bound(family, self.params, "family")
-        if objective is None:
+        if objective is None and not isinstance(self.history, dict):
             objective = Expectation(lambda params: elbo(_bound(model, params, "model"), _bound(family, params, "family")))
         return checks.check(*bound, key, draws=draws, history=self._watched, objective=objective, params=self.params)
 

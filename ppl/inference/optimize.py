@@ -51,7 +51,7 @@ def maximize(objective: Expectation | Mapping[str, Expectation], params: Any, ke
         callback: called between compiled calls with the `Fit` so far; the run stops when it returns True.
         steps_per_call: steps in one compiled call; None for as many as take about a quarter of a second.
         checkpoint: a directory in which to keep the last two states of the run. The same call goes on from there, also in
-            a new process, and ends with the same bits. Needs orbax.
+            a new process, and ends with the same bits; so does a run that a callback has stopped. Needs orbax.
         checkpoint_every: steps between checkpoints; None for about a minute. There is always one at the end.
         state: the `fit.state` of an earlier run, to go on from in place of `params` and `key`.
         progress: whether to show a progress bar, or lines at growing intervals where nobody watches.
@@ -60,6 +60,9 @@ def maximize(objective: Expectation | Mapping[str, Expectation], params: Any, ke
 
     Returns:
         A `Fit`.
+
+    Whatever ends a run early, Ctrl-C and exceptions of streams and callbacks too, is raised with the run so far as its `fit`
+    (in a notebook: `sys.last_value.fit`), which `state=error.fit.state` goes on from.
 
     Raises:
         NonFiniteError: a value or gradient is not finite. It has the run up to the last good step, and names what is to blame.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,8 @@ def run(
 ) -> Fit:
     """Take a problem to its last step, or to where it stops.
 
-    A state is replaced as a whole, so that whatever interrupts a run finds a whole one.
+    A state is replaced as a whole, so that whatever interrupts a run finds a whole one. Where several processes share the
+    arrays, the first one's clock decides for all of them: each must make the same calls.
 
     Args:
         fit_of: what to make of a state, and of why the run stopped there.
@@ -80,7 +82,7 @@ def run(
                     failed, carry, values = _first_bad(loop, carry, int(taken), inputs)
                     state = _next(problem, state, carry, histories, values, failed, positions, None)
                     raise _error(problem, fit_of, state, failed, inputs)
-                loop.pace.learn(count, time.perf_counter() - begun, task.capacity)
+                loop.pace.learn(count, _agreed(time.perf_counter() - begun, good), task.capacity)
                 state = _next(problem, state, after, histories, values, count, positions, window)
                 done = int(state.step)
                 recent = slice(max(0, done - max(count, 100)), done)
@@ -88,15 +90,40 @@ def run(
                 if callback is not None and callback(fit_of(state, "callback")):
                     reason = "callback"
                     break
-                due = done % checkpoint_every == 0 if checkpoint_every else time.monotonic() - saved > CHECKPOINT_SECONDS
-                if checkpoints is not None and due:
+                if checkpoints is not None and (
+                    done % checkpoint_every == 0
+                    if checkpoint_every
+                    else _agreed(time.monotonic() - saved, good) > CHECKPOINT_SECONDS
+                ):
                     checkpoints.save(state)
                     saved = time.monotonic()
+    except BaseException as error:
+        _hand_over(error, lambda: fit_of(state, "interrupted"))
+        raise
     finally:
         if checkpoints is not None:
             checkpoints.save(state)
             checkpoints.close()
     return fit_of(state, reason)
+
+
+def _agreed(seconds: float, result: Any) -> float:
+    """A time as the first of the processes that share a result has measured it."""
+    if result.is_fully_addressable:
+        return seconds
+    from jax.experimental import multihost_utils
+
+    return float(multihost_utils.broadcast_one_to_all(np.float32(seconds)))
+
+
+def _hand_over(error: BaseException, fit: Callable[[], Fit]) -> None:
+    """Give an exception the run so far as its `fit`: nothing is lost where a stream ends, a callback fails or a user stops."""
+    with contextlib.suppress(Exception):  # what happened is told in any case
+        if not hasattr(error, "fit"):
+            error.fit = fit()  # type: ignore[attr-defined]
+            error.add_note(
+                f"The run up to step {len(error.fit._watched)} is this exception's `fit`; interactively, sys.last_value.fit."  # type: ignore[attr-defined]
+            )
 
 
 def _next(

@@ -137,8 +137,8 @@ class Pace:
 
 class Loop(NamedTuple):
     """Compiled functions. `estimators(params, inputs)` starts the baselines. `advance(state, offset, count, inputs)` takes
-    at most `count` steps and stops after one whose value is not finite; it gives the state, the values, how many steps it took,
-    and whether all numbers are finite. `update` is one update in a step, not compiled."""
+    `count` steps; it gives the state, the values, how many steps there are up to the first whose value is not finite, and
+    whether all numbers are finite. `update` is one update in a step, not compiled."""
 
     estimators: Any
     advance: Any
@@ -207,21 +207,17 @@ def make_loop(objectives: Sequence[Expectation], optimizers: Sequence[Any], task
 
     @jax.jit
     def advance(state: State, offset: Any, count: Any, inputs: Inputs) -> tuple[State, Any, Any, Any]:
-        def keep_going(carry: Any) -> Any:
-            i, _, _, good = carry
-            return (i < count) & good
-
-        def body(carry: Any) -> Any:
-            i, state, history, _ = carry
+        def body(i: Any, carry: Any) -> Any:
+            state, history = carry
             state, values = step(state, offset + i, inputs)
-            history = tuple(h.at[i].set(v) for h, v in zip(history, values, strict=True))
-            good = jnp.array(True) if task.skip else functools.reduce(jnp.logical_and, map(jnp.isfinite, values))
-            return i + 1, state, history, good
+            return state, tuple(h.at[i].set(v) for h, v in zip(history, values, strict=True))
 
         history = tuple(jnp.zeros(task.capacity, jnp.result_type(float)) for _ in task.groups)
-        start = (jnp.int32(0), state, history, jnp.array(True))
-        done, state, history, good = jax.lax.while_loop(keep_going, body, start)
-        return state, history, done, good & all_finite(state.params)
+        state, history = jax.lax.fori_loop(0, count, body, (state, history))
+        # What is not finite stays so: looking once, at the end, costs a step nothing.
+        bad = functools.reduce(jnp.logical_or, [~jnp.isfinite(h) for h in history])
+        met = jnp.any(bad) & (not task.skip)
+        return state, history, jnp.where(met, jnp.argmax(bad) + 1, count), ~met & all_finite(state.params)
 
     return Loop(estimators, advance, update, Pace())
 

@@ -240,9 +240,10 @@ def _fit(item: tree.Fit, scope: Scope, tops: dict[str, Any]) -> None:
     for name, top in tops.items():
         if isinstance(top, tree.Parameter):
             learned.add(name)
-        elif isinstance(top, tree.Program):
+        elif isinstance(top, tree.Program) and top.parameters:
             learned |= {name, *(f"{name}.{p.name}" for p in top.parameters)}
     seen: set[str] = set()
+    trained: dict[str, str] = {}
     for term in item.terms:
         if term.objective not in objectives:
             scope.error(term, f"there is no objective {term.objective!r}", did_you_mean(term.objective, objectives))
@@ -258,6 +259,18 @@ def _fit(item: tree.Fit, scope: Scope, tops: dict[str, Any]) -> None:
         for path in term.over:
             if path not in learned:
                 scope.error(term, f"there are no parameters {path!r}", did_you_mean(path, learned))
+            for other, by in trained.items():
+                if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
+                    hint = "Objectives in alternation train different parameters. To train the same, add them up in one."
+                    scope.error(term, f"{path!r} is trained by {by!r} already", hint)
+                    break
+            trained[path] = term.objective
+        if not term.over and len(item.terms) > 1:
+            scope.error(
+                term,
+                "objectives in alternation say which parameters they train",
+                f"Write {term.objective} over ..., with some of: {', '.join(sorted(learned)) or 'none'}.",
+            )
     if item.optimizer is not None:
         _optimizer(item.optimizer, scope, OPTIMIZERS, "optimizer")
     for option in item.options:

@@ -89,15 +89,24 @@ def parts_of(node: Node, scope: Scope, drawn: bool) -> tuple[str, list[str], int
                 return None
             last = number
         else:
+            wanted = [*scope.loops, *(_shown(p, scope) for p in node.places if affine(p, scope.loops) is None)]
             scope.error(
-                place, "the index of what is defined is a loop variable, a number or a range", "Loop variables come first."
+                node,
+                "the index of what is defined has the loops' variables first, then a number or ranges",
+                f"Write {node.value.id}[{', '.join(wanted)}], and in this order wherever it is used.",
             )
+            scope.names.setdefault(node.value.id, ANY)
             return None
     if tuple(lanes) != scope.loops:
         order = ", ".join((*scope.loops, "..."))[: -5 if scope.loops else None]
         scope.error(node, f"the index has to begin with the variables of the loops around: {node.value.id}[{order}]")
         return None
     return node.value.id, lanes, last, counts
+
+
+def _shown(place: Node, scope: Scope) -> str:
+    start, end = place.span
+    return scope.source.text[start:end]
 
 
 def _draw(node: tree.Draw, scope: Scope) -> None:
@@ -264,6 +273,8 @@ def _begin(node: tree.For, found: tuple[int, int], scope: Scope, inner: Scope) -
         if isinstance(node.domain, tree.Call):
             scope.error(node, "a recurrence has no minibatches")
         kind = scope.names.get(name)
+        if kind is ANY:  # what was wrong with it has been said
+            continue
         levels = len(outer)
         for _ in range(levels):
             kind = kind.element if isinstance(kind, Pieces) else None

@@ -20,10 +20,6 @@ class Source(NamedTuple):
         before = self.text.count("\n", 0, offset)
         return before + 1, offset - (self.text.rfind("\n", 0, offset) + 1) + 1
 
-    def line(self, number: int) -> str:
-        lines = self.text.split("\n")
-        return lines[number - 1].rstrip("\r") if number <= len(lines) else ""
-
 
 class Diagnostic(NamedTuple):
     """One message. `line` and `column` count from one; `width` characters are underlined."""
@@ -52,7 +48,9 @@ class Diagnostic(NamedTuple):
 def at(source: Source, span: tuple[int, int], message: str, hint: str = "") -> Diagnostic:
     """A message about a part of a text."""
     line, column = source.position(span[0])
-    return Diagnostic(source.name, line, column, max(1, span[1] - span[0]), message, source.line(line), hint)
+    start, end = source.text.rfind("\n", 0, span[0]) + 1, source.text.find("\n", span[0])
+    shown = source.text[start : end if end >= 0 else None].rstrip("\r")
+    return Diagnostic(source.name, line, column, max(1, span[1] - span[0]), message, shown, hint)
 
 
 MOST = 20

@@ -113,6 +113,8 @@ def _list(expected: set[str]) -> str:
         names.append("a declaration")
         left = set()
     for name in sorted(left - {"_DEDENT", "$END"}):
+        if name.startswith("__ANON"):
+            name = "__COLONEQUAL"  # the one token without a name
         names.append(_SHOWN.get(name, f"{name.lower()!r}"))
     names = list(dict.fromkeys(names))
     if not names:

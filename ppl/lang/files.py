@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ from ppl.errors import DataError
 SUFFIXES = (".json", ".csv", ".npz")
 
 
-def read_data(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_data(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Arrays by name from a file: an object of numbers and lists, a table with a header, or what `numpy.savez` wrote.
+
+    The object of a JSON file may stand under `data`, beside other entries that say where it is from.
+
+    Args:
+        path: of the file.
+        names: what to read, as far as it is there; everything if None. Other names may hold what is no number.
 
     Raises:
         DataError: the file cannot be read, or holds something else.
@@ -35,7 +42,7 @@ def read_data(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.suffix not in readers:
         raise DataError(f"{path}: data are read from {', '.join(SUFFIXES)} files")
     try:
-        return readers[path.suffix](path)
+        return readers[path.suffix](path, names)
     except DataError:
         raise
     except (OSError, ValueError, UnicodeError, RecursionError) as error:
@@ -43,11 +50,15 @@ def read_data(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise DataError(f"cannot read the data {path}: {reason}") from error
 
 
-def _json(path: Path) -> dict[str, np.ndarray]:
+def _json(path: Path, names: Collection[str] | None) -> dict[str, np.ndarray]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise DataError(f'{path}: data are an object like {{"y": [1, 2]}}, got a {type(content).__name__}')
-    return {name: _array(path, name, value) for name, value in content.items() if not isinstance(value, str)}
+    if isinstance(content.get("data"), dict):
+        content = content["data"]
+    if names is None:
+        content = {name: value for name, value in content.items() if not isinstance(value, str)}
+    return {name: _array(path, name, value) for name, value in content.items() if names is None or name in names}
 
 
 def _array(path: Path, name: str, value: Any) -> np.ndarray:
@@ -60,7 +71,7 @@ def _array(path: Path, name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _csv(path: Path) -> dict[str, np.ndarray]:
+def _csv(path: Path, names: Collection[str] | None) -> dict[str, np.ndarray]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if row]
     if len(rows) < 2:
@@ -72,7 +83,8 @@ def _csv(path: Path) -> dict[str, np.ndarray]:
         if len(row) != len(head):
             raise DataError(f"{path}, line {number}: {len(row)} cells under {len(head)} names")
     columns = zip(*rows[1:], strict=True)
-    return {name: _column(path, name, cells) for name, cells in zip(head, columns, strict=True)}
+    named = zip(head, columns, strict=True)
+    return {name: _column(path, name, cells) for name, cells in named if names is None or name in names}
 
 
 def _column(path: Path, name: str, cells: tuple[str, ...]) -> np.ndarray:
@@ -89,6 +101,6 @@ def _column(path: Path, name: str, cells: tuple[str, ...]) -> np.ndarray:
     return np.array([float(cell) for cell in cells])
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
+def _npz(path: Path, names: Collection[str] | None) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        return {name: archive[name] for name in archive.files if names is None or name in names}

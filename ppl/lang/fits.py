@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from ppl.errors import NonFiniteError
 from ppl.inference.fit import Fit
 from ppl.inference.optimize import maximize, minimize
 from ppl.lang import tree
@@ -16,6 +17,7 @@ from ppl.lang.builtins import OPTIMIZERS, SCHEDULES
 from ppl.lang.diagnostics import Source
 from ppl.lang.environment import Environment
 from ppl.lang.evaluate import array, size
+from ppl.lang.parts import joined, split
 from ppl.lang.tree import Node
 from ppl.transforms.expectation import Expectation
 
@@ -55,9 +57,9 @@ class FitSpec:
         }
 
     @functools.cached_property
-    def over(self) -> dict[str, tuple[tuple[str, ...], ...]]:
-        """The parameters that each objective changes, as paths; empty for all."""
-        return {t.objective: tuple(tuple(path.split(".")) for path in t.over) for t in self.statement.terms}
+    def over(self) -> dict[str, tuple[str, ...]]:
+        """The parameters that each objective trains, such as `q` or `q.m`; none of them said for all."""
+        return {term.objective: term.over for term in self.statement.terms}
 
     @functools.cached_property
     def optimizer(self) -> Any:
@@ -80,7 +82,9 @@ class FitSpec:
 
     @functools.cached_property
     def programs(self) -> tuple[str | None, str | None]:
-        """The model and the family that the objectives speak of: the first of each that they name."""
+        """The model and the family that the objectives speak of: the first of each that they name, if all that it is given is
+        data of the file.
+        """
         found: dict[str, str] = {}
         kinds = {name: unit.item.kind for name, unit in self.module.items(tree.Program, tree.Alias).items()}
         items = self.module.items(tree.Objective)
@@ -88,7 +92,8 @@ class FitSpec:
             for node in tree.walk(items[name].item):
                 if isinstance(node, tree.Name) and node.id in kinds:
                     found.setdefault(kinds[node.id], node.id)
-        return found.get("model"), found.get("family")
+        known = {kind: name for kind, name in found.items() if self.module.is_given_data(name)}
+        return known.get("model"), known.get("family")
 
     def run(self, params: Any = None, key: Any = None, **options: Any) -> Fit:
         """Optimize.
@@ -97,6 +102,10 @@ class FitSpec:
             params: initial parameters, `module.init()` if None.
             key: a PRNG key; made of the statement's seed if None.
             options: of `ppl.maximize`; they replace what the statement says.
+
+        Returns:
+            A fit of all parameters of the file, also where the statement names parts of them. Of several objectives, its
+            history and states are dicts by their names.
 
         Raises:
             DataError: the file's data have not been given.
@@ -111,16 +120,35 @@ class FitSpec:
         key = jax.random.key(self.seed) if key is None else key
         params = self.module.init(key) if params is None else params
         run = minimize if self.minimizes else maximize
-        return run(self._target(), params, key, **settings)
-
-    def _target(self) -> Any:
-        if len(self.objectives) == 1 and not any(self.over.values()):
+        if not any(self.over.values()):
             (objective,) = self.objectives.values()
-            return objective
-        if not hasattr(self, "_held"):
-            held = {name: _restricted(o, self.over[name]) for name, o in self.objectives.items()}
-            object.__setattr__(self, "_held", held if len(held) > 1 else next(iter(held.values())))
-        return self._held  # type: ignore[attr-defined]
+            return run(objective, params, key, **settings)
+        return self._run_parts(run, params, key, settings)
+
+    def _run_parts(self, run: Any, params: Any, key: Any, settings: dict[str, Any]) -> Fit:
+        """Optimize the parts that the statement names; the other parameters are an argument of the objectives."""
+        parts, rest = split(params, self.over)
+        names = {name: settings.pop(name, None) for name in ("model", "family")}
+
+        def whole(fit: Fit) -> Fit:
+            found = (fit.params,) if len(parts) == 1 else fit.params.values()
+            return dataclasses.replace(fit, params=joined(found, rest), **names)
+
+        told = settings.get("callback")
+        if told is not None:
+            settings["callback"] = lambda fit: told(whole(fit))
+        (first, *others) = self._of_parts
+        target = self._of_parts if others else self._of_parts[first]
+        try:
+            return whole(run(target, parts if others else parts[first], key, rest, **settings))
+        except NonFiniteError as error:
+            error.fit = whole(error.fit)  # type: ignore[arg-type]
+            raise
+
+    @functools.cached_property
+    def _of_parts(self) -> dict[str, Expectation]:
+        """The objectives as functions of the parts; the same objects at each run, so that what was compiled is found."""
+        return {name: _of_parts(objective, len(self.objectives) == 1) for name, objective in self.objectives.items()}
 
     def _option(self, name: str, default: int | None) -> int | None:
         for option in self.statement.options:
@@ -132,24 +160,12 @@ class FitSpec:
         return Environment(self.source, dict(self.module.sizes))
 
 
-def _restricted(objective: Expectation, over: tuple[tuple[str, ...], ...]) -> Expectation:
-    """The objective with all other parameters held constant."""
-    if not over:
-        return objective
-
-    def function(params: Any = None) -> Any:
-        return objective.function(_held(params, over, ()))
+def _of_parts(objective: Expectation, single: bool) -> Expectation:
+    def function(parts: Any, rest: Any) -> Any:
+        return objective.function(joined((parts,) if single else parts.values(), rest))
 
     function.__name__ = function.__qualname__ = objective.__name__  # type: ignore[attr-defined]
     return Expectation(function)
-
-
-def _held(params: Any, over: tuple[tuple[str, ...], ...], path: tuple[str, ...]) -> Any:
-    if any(path[: len(free)] == free for free in over):
-        return params
-    if isinstance(params, dict):
-        return {name: _held(value, over, (*path, name)) for name, value in params.items()}
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if hasattr(leaf, "dtype") else leaf, params)
 
 
 def _made(node: Node, env: Environment) -> Any:

@@ -132,14 +132,30 @@ class Module:
         return value.bind(tuple(given[n] for n in names), data)  # type: ignore[no-any-return]
 
     def at(self, name: str, params: Any) -> Bound:
-        """A program with its learned parameters taken from `params`, as `init` makes them; a model is conditioned on the data.
+        """A program with its learned parameters taken from `params`, as `init` makes them; a model is conditioned on the data,
+        and what a program is given (`q(m: real | x: real)`) are the data of these names.
 
         With `functools.partial(module.at, "q")` this is the family of a fit: a function of its parameters.
         """
         self._item(name, tree.Program, tree.Alias)
         env = self.environment(params)
         value = env.values[name]
-        return value.bind((), {n: env.values[n] for n in sorted(value.observes)})  # type: ignore[no-any-return]
+        missing = [given for given in value.names if given not in self.data]
+        if missing:
+            raise errors.DataError(f"{name} is given {', '.join(missing)}, which the file {self.source.name} has no data for")
+        given = tuple(env.values[given] for given in value.names)
+        return value.bind(given, {n: env.values[n] for n in sorted(value.observes)})  # type: ignore[no-any-return]
+
+    def is_given_data(self, name: str) -> bool:
+        """Whether the file's data are all that a program is given, in name and shape: what `at` needs."""
+        item = self._item(name, tree.Program, tree.Alias)
+        if isinstance(item, tree.Alias):
+            return True
+        return all(
+            given.name in self.data
+            and (given.type is None or self.parameters.shape(given, self.environment(None)) == jnp.shape(self.data[given.name]))
+            for given in item.given
+        )
 
     def _item(self, name: str, *kinds: type) -> Any:
         items = self.items(*kinds)
@@ -285,7 +301,7 @@ def _collect(source: Source, python_imports: bool) -> tuple[tuple[Unit, ...], di
 
 def _python(item: tree.ImportPython, source: Source, allowed: bool) -> dict[str, Any]:
     if not allowed:
-        hint = "Pass python_imports=True to ppl.lang.load if you trust the module: importing it runs its code."
+        hint = "If you trust the module, whose code runs: ppl.load(..., python_imports=True), or --python-imports."
         raise fail([at(source, item.span, f"Python imports are not allowed here: {item.module}", hint)])
     folder = str(Path(source.name).resolve().parent)
     added = folder not in sys.path

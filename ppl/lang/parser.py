@@ -43,7 +43,7 @@ def parse(text: str | os.PathLike[str]) -> tree.File:
 def read(text: str | os.PathLike[str]) -> Source:
     """A text, or a file's, and its name."""
     if isinstance(text, str) and not (text.endswith(".vi") and "\n" not in text):
-        return Source("<text>", text)
+        return Source("<text>", text.removeprefix("\ufeff"))
     path = Path(text)
     try:
         return Source(str(path), path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))

@@ -57,6 +57,8 @@ class Scope:
 
     def unknown(self, node: Node, name: str) -> Any:
         """Report a name that is not defined."""
+        if len(self.report.diagnostics) > 100:  # more than are shown, and a search among all names takes time
+            return self.error(node, f"the name {name!r} is not defined")
         known = [*self.names, *CONSTANTS, *FUNCTIONS, *DISTRIBUTIONS, *SPECIAL]
         return self.error(node, f"the name {name!r} is not defined", did_you_mean(name, known))
 

@@ -51,8 +51,9 @@ def sub_trajectory_balance(
     decay: float = 0.9,
     behaviour: Bound | None = None,
 ) -> Any:
-    """`sum_i<j decay^(j-i) D_ij^2 / 2` over `sum_i<j decay^(j-i)`, of one constant draw (Madan et al. 2023). In squared
-    nats.
+    """`sum_i<j decay^(j-i) D_ij^2 / 2` over `sum_i<j decay^(j-i)`, of one constant draw (Madan et al. 2023).
+
+    In squared nats.
 
     `D_ij` is the imbalance of the trajectory from x_i to x_j, `log f_i + sum log F - log f_j - sum log B`, where
     `f_0 = Z q(x_0)`, `f_K` is the target, and the flows between are learned. `decay = inf` is trajectory balance, `decay = 0`

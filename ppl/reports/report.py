@@ -23,7 +23,7 @@ from ppl.inference.fit import Fit
 from ppl.program import Bound, Program
 from ppl.reports import figures
 from ppl.reports.page import code, facts, figure, page, paragraph, section, table
-from ppl.reports.tables import HEAD, posterior_rows
+from ppl.reports.tables import HEAD, elements, parameter_rows, posterior_rows
 from ppl.site import describe_support
 from ppl.transforms.shapes import trace_shapes
 
@@ -40,27 +40,27 @@ def report(
     source: str | None = None,
     settings: Mapping[str, Any] | None = None,
     reference: Any = None,
+    count_from: int = 0,
 ) -> Path:
     """Write one HTML page about a fit, which needs no network to be read.
 
     It has the program and its graph, the objective with its uncertainty, the posterior as a table and pictures, what
     `fit.check` finds in words, and versions and key to do it again. The graph needs Graphviz (the program `dot`); without it
-    there is the table of sites alone.
+    there is the table of sites alone. Of a fit without model or family, such as that of a flow, the page has the objective,
+    its training and the parameters.
 
     Args:
-        fit: of a known model and family.
+        fit: the fit.
         path: where to write it; what is there is replaced as a whole.
         key: a PRNG key, for the draws shown.
         title: of the page; the model's name if None.
         source: the text of the programs; that of the Python functions if None.
         settings: what else it takes to do it again, by name.
         reference: draws by address to show beside the fit's, such as those of MCMC.
+        count_from: the index of an array's first element in names such as `theta[0]`; 1 in `.vi` files.
 
     Returns:
         The path.
-
-    Raises:
-        FitError: the fit was not told its model or family.
 
     Example:
         >>> import jax, numpy as np, pathlib, ppl, tempfile, ppl.distributions as dist
@@ -76,24 +76,48 @@ def report(
         >>> "Nothing speaks against" in page
         True
     """
-    draw_key, check_key = jax.random.split(key)
-    title = title if title is not None else _name(fit.target)
-    traces = fit.sample(draw_key, DRAWS)
-    found = fit.check(check_key, draws=DRAWS)
-    rows, remark = posterior_rows(traces)
     history = _histories(fit)
+    if fit.model is None or fit.family is None:
+        title = title if title is not None else " and ".join(history)
+        top = _without_posterior(fit, history, count_from)
+        parts = [code(source or _source(fit))]
+    else:
+        title = title if title is not None else _name(fit.target)
+        top = _with_posterior(fit, history, key, reference, count_from)
+        parts = [figure(figures.graph(fit.target)), _sites(fit.target), code(source or _source(fit))]
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        paragraph(f"{_steps(history)}{len(rows)} number{'s' if len(rows) != 1 else ''} in the posterior", "lead"),
-        paragraph(_verdict(found), "verdict good" if found.ok else "verdict warning"),
-        facts(_facts(found)),
-        section("Findings", _findings(found)),
-        section("Posterior", table(HEAD, rows), paragraph(remark, "lead"), *_pictures(traces, reference)),
+        *top,
         section("Training", *[_training(name, values) for name, values in history.items()]),
-        section("Program", figure(figures.graph(fit.target)), _sites(fit.target), code(source or _source(fit))),
+        section("Program", *parts),
         section("To do it again", facts((name, str(value), "") for name, value in _settings(key, settings).items())),
     ]
     return _write(Path(path), page(title, body))
+
+
+def _with_posterior(fit: Fit, history: Mapping[str, np.ndarray], key: Any, reference: Any, count_from: int) -> list[str]:
+    draw_key, check_key = jax.random.split(key)
+    draws = elements(fit.sample(draw_key, DRAWS), count_from)
+    beside = reference if reference is None or not count_from else elements(reference, count_from)
+    found = fit.check(check_key, draws=DRAWS)
+    rows, remark = posterior_rows(draws)
+    return [
+        paragraph(f"{_steps(history)}{len(draws)} number{'s' if len(draws) != 1 else ''} in the posterior", "lead"),
+        paragraph(_verdict(found), "verdict good" if found.ok else "verdict warning"),
+        facts(_facts(found)),
+        section("Findings", _findings(found)),
+        section("Posterior", table(HEAD, rows), paragraph(remark, "lead"), *_pictures(draws, beside)),
+    ]
+
+
+def _without_posterior(fit: Fit, history: Mapping[str, np.ndarray], count_from: int) -> list[str]:
+    rows, remark = parameter_rows(fit.params, count_from)
+    ends = {name: values[-max(1, len(values) // 10) :] for name, values in history.items() if len(values)}
+    return [
+        paragraph(f"{_steps(history)}no model and family, so there is no posterior to show", "lead"),
+        facts((name, f"{end.mean():.4g}", f"sd {end.std():.2g}, last {len(end)} steps") for name, end in ends.items()),
+        section("Parameters", table(("", "value"), rows), paragraph(remark, "lead")),
+    ]
 
 
 def _write(path: Path, text: str) -> Path:
@@ -115,7 +139,7 @@ def _histories(fit: Fit) -> dict[str, np.ndarray]:
 
 
 def _steps(history: Mapping[str, np.ndarray]) -> str:
-    steps = max(len(values) for values in history.values())
+    steps = max(map(len, history.values()))
     return f"{steps:,} steps · " if steps else ""
 
 
@@ -127,14 +151,18 @@ def _verdict(found: Check) -> str:
 
 
 def _facts(found: Check) -> list[tuple[str, str, str]]:
-    trusted = found.k_hat <= found.k_hat_limit
+    trusted = found.weights_reliable
     doubt = "" if trusted else "not reliable: see k-hat"
     rows = [("ELBO", _estimate(found.elbo), "nats; lower bound")]
     if not math.isnan(found.k_hat):
         rows += [
             ("log evidence", _estimate(found.log_evidence), doubt or "by importance weights"),
             ("upper bound", _estimate(found.eubo), doubt or "nats"),
-            ("k-hat", f"{found.k_hat:.2f}", f"{'below' if trusted else 'above'} its limit of {found.k_hat_limit:.2f}"),
+            (
+                "k-hat",
+                f"{found.k_hat:.2f}",
+                f"{'below' if found.k_hat <= found.k_hat_limit else 'above'} its limit of {found.k_hat_limit:.2f}",
+            ),
             ("effective draws", f"{found.effective_sample_size:,.0f}", f"of {found.draws:,}, after weighting"),
         ]
     if not math.isnan(found.signal_to_noise):
@@ -156,10 +184,10 @@ def _findings(found: Check) -> str:
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
-def _pictures(traces: Any, reference: Any) -> list[str]:
-    forest = figures.svg(plots.forest(traces, reference), "medians and intervals of the posterior")
-    densities = figures.svg(plots.densities(traces, reference), "marginal densities of the posterior")
-    return [figure(forest), figure(densities, "wide")]
+def _pictures(draws: Any, reference: Any) -> list[str]:
+    forest = figures.svg(plots.forest(draws, reference), "medians and intervals of the posterior")
+    densities = figures.svg(plots.densities(draws, reference), "marginal densities of the posterior")
+    return [figure(forest), figure(densities, "wide" if len(draws) > 2 else "")]
 
 
 def _training(name: str, values: np.ndarray) -> str:

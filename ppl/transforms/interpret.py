@@ -291,7 +291,7 @@ def _scan(eqn: Any, operands: Sequence[Any], rule: Rule, inputs: Inputs, counts:
         _keeps_dtypes(outs[:n_carry], carry, closed.jaxpr, "a value carried by a loop that starts as an integer")
         return outs[:n_carry], (outs[n_carry:], record)
 
-    keys = jax.vmap(fold, in_axes=(None, 0))(inputs.keys, jnp.arange(length)) if length else inputs.keys
+    keys = jax.vmap(fold, in_axes=(None, 0))(inputs.keys, jnp.arange(length))
     xs = (list(operands[n_consts + n_carry :]), Inputs(inputs.values, keys))
     options = {name: eqn.params[name] for name in ("reverse", "unroll")}
     carry, (ys, record) = jax.lax.scan(body, list(carry), xs, length=length, **options)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ppl import errors
 from ppl.objectives.particles import log_mean_exp
 from ppl.program import Bound
+from ppl.transforms.kinds import refuse_misuse
 from ppl.transforms.seed import seed
 from ppl.transforms.simulate import simulate
 
@@ -69,6 +70,9 @@ def importance(model: Bound, family: Bound, key: Any, draws: int, *, batch: int 
         draws: the number of them, independent.
         batch: how many are drawn at a time, where all do not fit into memory.
 
+    Raises:
+        DensityKindError: a log density is estimated, by Hutchinson's divergence for instance, so that weights would be biased.
+
     Example:
         >>> import jax, ppl, ppl.distributions as dist
         >>> model = ppl.program(lambda: ppl.sample("z", dist.Normal(0.0, 1.0)))
@@ -87,6 +91,8 @@ def importance(model: Bound, family: Bound, key: Any, draws: int, *, batch: int 
         trace, log_q = simulate(family)
         return trace, model.log_density(trace) - log_q
 
+    # Weights are exponentials: an unbiased log density, as Hutchinson's, would bias them.
+    refuse_misuse(jax.make_jaxpr(lambda key: jnp.exp(one(key)[1]))(key).jaxpr)
     # Draws under one compiled loop: a bound program called from outside of jit would run step by step.
     run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=min(batch or draws, draws)))
     return Weighted(*run(jax.random.split(key, draws)))

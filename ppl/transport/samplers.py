@@ -46,8 +46,7 @@ def pis(target: Density, control: Field, dim: int, steps: int, scale: Any = 1.0)
     """The path integral sampler: a controlled Brownian motion from zero, `dX = scale^2 u dt + scale dW` (Zhang and Chen 2022).
 
     Backward is the Brownian bridge to zero. The first kernel leaves zero, so that the states are those of the times 1 / steps
-    to
-    1: the trace's `x` has `steps - 1` of them. The optimal control is the gradient of log E[target / reference | x_t].
+    to 1: the trace's `x` has `steps - 1` of them. The optimal control is the gradient of log E[target / reference | x_t].
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl
@@ -156,8 +155,7 @@ def annealed(
         correction: `c(x, t)`: backward drifts by `h (grad log pi + c)`. Optimal is twice the score of where forward is at time
             t, less twice that of `pi`.
         score: the gradient of the target's log density, if not by `jax.grad`. The weights are right with any function from
-            state
-            to vector: give a clipped one where gradients explode.
+            state to vector: give a clipped one where gradients explode.
 
     Example:
         >>> import jax, jax.numpy as jnp, ppl
@@ -225,8 +223,7 @@ def stochastic_flow(
     """A stochastic normalizing flow: an invertible layer and a Langevin step in turns (Wu et al. 2020).
 
     Forward maps x to `y = T_k(x)` and takes a step of unadjusted Langevin dynamics of `pi_k+1` from there; backward takes a
-    step
-    from the other end, and maps back: its density at x has the Jacobian of the layer.
+    step from the other end, and maps back: its density at x has the Jacobian of the layer.
 
     Args:
         layer: from the number of a step to `T_k`, a NumPyro transform of vectors, say an `AffineTransform` with parameters

@@ -1,6 +1,7 @@
-"""One of several processes that fit a regression together: `python two.py ADDRESS PROCESSES INDEX`; prints the parameters.
+"""One of several processes that fit a regression together: `python two.py ADDRESS PROCESSES INDEX FOLDER`; prints the steps at
+which compiled calls ended, and the parameters.
 
-Every process holds its part of the data; with one process, all of it.
+Every process holds its part of the data; with one process, all of it. The run is taken up once from its checkpoint.
 """
 
 import sys
@@ -47,5 +48,11 @@ def elbo(phi, x, y):
 phi = {"mean": np.zeros(2, np.float32), "log_scale": np.full(2, -2.0, np.float32)}
 phi = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(replicated, leaf), phi)
 samples = ppl.Samples(8, sharding=sharded)
-fit = ppl.maximize(elbo, phi, jax.random.key(0), *data, optimizer=optax.adam(0.05), steps=100, samples=samples, progress=False)
+options = {"optimizer": optax.adam(0.05), "samples": samples, "progress": False, "checkpoint": sys.argv[4]}
+calls: list[int] = []
+for steps in (50, 200):
+    fit = ppl.maximize(
+        elbo, phi, jax.random.key(0), *data, steps=steps, callback=lambda fit: calls.append(len(fit.history)), **options
+    )
+print(*calls)
 print(*(f"{float(value):.6f}" for leaf in jax.tree.leaves(fit.params) for value in np.asarray(leaf)), f"{fit.history[-1]:.4f}")
