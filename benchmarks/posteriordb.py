@@ -47,7 +47,7 @@ class Result(NamedTuple):
     again: float | None
 
 
-def optimizer(steps: int, rate: float = 0.03) -> Any:
+def optimizer(steps: int, rate: float = 0.1) -> Any:
     return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
 
